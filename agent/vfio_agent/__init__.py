@@ -1,0 +1,1 @@
+"""The node agent: drives local VFIO devices through a migration as the operator says."""

@@ -1,0 +1,181 @@
+"""The agent's sessions: which there are, who gets which command, and what is still to be reported."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+from vfio_api.errors import CommandError, Reason, VFIOMigrationError
+from vfio_api.types import Command, Failure, Goal, Role, SessionReport
+
+from vfio_agent.machine import SessionFacts
+from vfio_agent.session import Session, Surroundings
+
+log = structlog.get_logger()
+
+
+class Agent:
+    """Every session of this node. Lives on the event loop."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        highest_epoch: int,
+        on_change: Callable[[Session], None] = lambda _session: None,
+    ):
+        self._on_change = on_change
+        self._around = replace(around, notify=self._changed)
+        self.highest_epoch = highest_epoch
+        self._sessions: dict[tuple[str, Role], Session] = {}
+        self._dirty: dict[tuple[str, Role], SessionReport | None] = {}
+        self._sent: dict[tuple[str, Role], dict[str, int]] = {}
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def restore(self) -> None:
+        """Take up the sessions that an earlier agent process left; data streams did not survive it."""
+        for key, spec, facts in self._around.journal.sessions():
+            session = Session(self._around, key, spec, facts)
+            self._sessions[key.uid, facts.role] = session
+            for device in spec.devices:
+                held = self._around.holdings.get(device.address)
+                if held is not None:
+                    session.hold(device.name, held)
+            if facts.role is Role.TARGET and facts.loaded:
+                session.reached = Goal.RUNNING if facts.started else Goal.LOADED
+            else:
+                session.failure = Failure(
+                    Reason.AGENT_RESTARTED,
+                    f"the agent restarted during migration {key}; its data streams are gone",
+                )
+            log.info("session taken up", migration=str(key), role=facts.role.value, facts=str(facts))
+
+    async def raise_epoch(self, epoch: int) -> None:
+        """A leader shows its epoch. Raises CommandError if a newer one was seen."""
+        if epoch < self.highest_epoch:
+            raise CommandError(
+                f"leader has epoch {epoch}, this node has seen {self.highest_epoch}: it was deposed",
+                reason=Reason.STALE_EPOCH,
+            )
+        if epoch > self.highest_epoch:
+            await asyncio.to_thread(self._around.journal.raise_epoch, epoch)
+            self.highest_epoch = epoch
+
+    def take(self, command: Command) -> None:
+        """Start carrying out a command; its outcome is a report."""
+        task = asyncio.create_task(self._carry_out(command))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, command: Command) -> None:
+        identity = (command.migration.uid, command.role)
+        session = self._sessions.get(identity)
+        try:
+            if command.epoch < self.highest_epoch:
+                raise CommandError(
+                    f"migration {command.migration}: command of epoch {command.epoch}, this node has seen "
+                    f"{self.highest_epoch}",
+                    reason=Reason.STALE_EPOCH,
+                )
+            if session is None:
+                if command.goal is Goal.RELEASED:  # said again after the session ended
+                    self._dirty[identity] = _released(command)
+                    self._wake.set()
+                    return
+                session = self._create(command)
+            await session.apply(command)
+            if session.reached is Goal.RELEASED and not session.ended:
+                self._dirty[identity] = session.report()
+                self._on_change(session)
+                session.end()
+                del self._sessions[identity]
+                self._gauge(command.role)
+                self._wake.set()
+        except VFIOMigrationError as error:
+            log.error("command refused", migration=str(command.migration), error=error.message)
+            if isinstance(error, CommandError) and session is not None:
+                self._dirty[identity] = session.refused(error)
+            else:
+                failure = Failure(error.reason, error.message, error.device)
+                self._dirty[identity] = replace(_released(command), reached=None, failure=failure)
+            self._wake.set()
+        except Exception as error:  # a bug must not leave the operator waiting for a deadline
+            log.exception("command failed", migration=str(command.migration))
+            failure = Failure(
+                Reason.INTERNAL_ERROR, f"agent failed at {command.goal}: {error!r}; see its log"
+            )
+            base = session.report() if session is not None else _released(command)
+            self._dirty[identity] = replace(base, reached=None, failure=failure)
+            self._wake.set()
+
+    def _create(self, command: Command) -> Session:
+        if command.spec is None or command.goal is not Goal.PREPARED:
+            raise CommandError(
+                f"migration {command.migration}: no {command.role} session here for goal {command.goal}; "
+                "Prepared comes first"
+            )
+        session = Session(
+            self._around,
+            command.migration,
+            command.spec,
+            SessionFacts(role=command.role, epoch=command.epoch),
+        )
+        self._sessions[command.migration.uid, command.role] = session
+        self._gauge(command.role)
+        return session
+
+    def _gauge(self, role: Role) -> None:
+        count = sum(1 for _, session_role in self._sessions if session_role is role)
+        self._around.metrics.sessions.labels(role.value).set(count)
+
+    def _changed(self, session: Session) -> None:
+        self._on_change(session)
+        if not session.ended:
+            self._dirty.setdefault((session.key.uid, session.facts.role), None)
+            self._wake.set()
+
+    def reports(self) -> tuple[SessionReport, ...]:
+        """Every session as it is now, for Hello."""
+        return tuple(session.report() for session in self._sessions.values())
+
+    async def next_reports(self) -> list[SessionReport]:
+        """Wait until something changed; the newest report of each session that did."""
+        await self._wake.wait()
+        self._wake.clear()
+        dirty, self._dirty = self._dirty, {}
+        reports = []
+        for identity, fixed in dirty.items():
+            session = self._sessions.get(identity)
+            report = fixed or (session.report() if session else None)
+            if report is not None:
+                self._count(identity, report)
+                reports.append(report)
+        return reports
+
+    def _count(self, identity: tuple[str, Role], report: SessionReport) -> None:
+        """Metrics of what is new since the last report of the session."""
+        seen = self._sent.setdefault(identity, {})
+        metrics, role = self._around.metrics, report.role
+        direction = "sent" if role is Role.SOURCE else "loaded"
+        for device in report.devices:
+            metrics.state_bytes(direction, max(0, device.transferred_bytes - seen.get(device.name, 0)))
+            seen[device.name] = device.transferred_bytes
+        for timing in report.timings:
+            if f"step {timing.step}" not in seen:
+                metrics.step(timing.step, role.value, timing.microseconds / 1e6)
+                seen[f"step {timing.step}"] = 1
+        if report.failure is not None and "failure" not in seen:
+            metrics.failed(report.failure.reason.value)
+            seen["failure"] = 1
+        if report.reached is Goal.RELEASED:
+            self._sent.pop(identity, None)
+
+
+def _released(command: Command) -> SessionReport:
+    return SessionReport(
+        migration_uid=command.migration.uid,
+        role=command.role,
+        epoch=command.epoch,
+        sequence=command.sequence,
+        reached=Goal.RELEASED,
+    )

@@ -1,0 +1,73 @@
+"""TLS for the data streams: an ephemeral certificate per session, and contexts that trust exactly the pinned peers."""
+
+import datetime
+import os
+import ssl
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from vfio_api.errors import Reason, StreamError
+
+_LIFETIME = datetime.timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A key pair of one session: the certificate in DER (what peers pin), both in PEM (what ssl loads)."""
+
+    certificate: bytes
+    pem: bytes
+
+
+def new_identity(name: str) -> Identity:
+    """A fresh self-signed P-256 certificate for `name`; its key never touches a disk."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _LIFETIME)  # clocks of nodes differ; the pin is what counts
+        .not_valid_after(now + _LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return Identity(certificate.public_bytes(serialization.Encoding.DER), pem)
+
+
+def context(identity: Identity, pinned: tuple[bytes, ...], *, server: bool) -> ssl.SSLContext:
+    """A TLS 1.3 context that shows `identity` and accepts only peers whose certificate is one of `pinned` (DER)."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    made.minimum_version = ssl.TLSVersion.TLSv1_3
+    made.check_hostname = False  # names say nothing here: the certificate itself is pinned
+    made.verify_mode = ssl.CERT_REQUIRED
+    if server:
+        made.num_tickets = 0  # no resumption: one connection per device
+    for certificate in pinned:
+        made.load_verify_locations(cadata=certificate)
+    # ssl loads a key from a path only: a memory file, so that it never touches a disk
+    fd = os.memfd_create("vfio-session-key")
+    try:
+        os.write(fd, identity.pem)
+        made.load_cert_chain(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    return made
+
+
+def check_pin(sock: ssl.SSLSocket, pinned: tuple[bytes, ...]) -> None:
+    """Raise StreamError unless the peer showed one of the `pinned` certificates itself."""
+    if sock.getpeercert(binary_form=True) not in pinned:
+        raise StreamError(
+            "the peer's certificate is not the one the operator named for this migration",
+            reason=Reason.PEER_REFUSED,
+        )

@@ -1,0 +1,105 @@
+"""What the agent asks of a device and of a backend, whichever kind it is.
+
+All calls block and may be called from any thread, but for one device never from two at once, except that its
+data stream is read or written by a stream thread while another thread moves its state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vfio_api.device import DeviceState, MigrationFlags
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A VFIO device as the backend lists it without opening it.
+
+    address: as its bus names it (PCI address, mdev UUID). driver: the VFIO driver bound to it. model: what must be
+    equal on both sides for a state to fit (vendor:device ids, or the mdev type). opener: who has it open, as found
+    without opening it ("" if nobody was found).
+    """
+
+    address: str
+    driver: str
+    model: str
+    opener: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PrecopyInfo:
+    """struct vfio_precopy_info: bytes still to be read of the initial data, and bytes dirtied since."""
+
+    initial_bytes: int
+    dirty_bytes: int
+
+
+class NoDataError(Exception):
+    """The device has no pre-copy data for now (the kernel's ENOMSG)."""
+
+
+class DataStream(Protocol):
+    """The data fd of a device in a saving state or in RESUMING."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read device state into `buffer`; 0 at the end of STOP_COPY.
+
+        Raises NoDataError at the temporary end of pre-copy data, OSError as the device says.
+        """
+
+    def write(self, data: memoryview) -> int:
+        """Load device state; returns how many bytes the device took (may be fewer). Raises OSError."""
+
+    def precopy_info(self) -> PrecopyInfo:
+        """VFIO_MIG_GET_PRECOPY_INFO; only in the pre-copy states (else OSError EINVAL)."""
+
+    def close(self) -> None:
+        """Close the fd."""
+
+
+class Device(Protocol):
+    """One open VFIO device."""
+
+    @property
+    def address(self) -> str:
+        """As its bus names it."""
+
+    def fds(self) -> Sequence[int]:
+        """The fds that keep the device open: device first, then group/container or iommufd."""
+
+    def flags(self) -> MigrationFlags:
+        """VFIO_DEVICE_FEATURE_MIGRATION. Raises OSError ENOTTY if it cannot migrate."""
+
+    def state(self) -> DeviceState:
+        """VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE (GET)."""
+
+    def set_state(self, new: DeviceState) -> DataStream | None:
+        """VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE (SET): goes every arc to `new`.
+
+        Returns the data stream if the last arc handed one out. Raises OSError; the device may then be in any state
+        on the way: read it back.
+        """
+
+    def data_size(self) -> int:
+        """VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: the estimated stop_copy_length in bytes, in any state."""
+
+    def reset(self) -> None:
+        """VFIO_DEVICE_RESET: the only way out of ERROR; leaves the device RUNNING and blank."""
+
+    def close(self) -> None:
+        """Close this process's fds of the device (others may hold duplicates)."""
+
+
+class Backend(Protocol):
+    """A kind of devices on this node."""
+
+    name: str
+
+    def list(self) -> list[DeviceInfo]:
+        """Every device of this kind, found without opening any."""
+
+    def open(self, address: str) -> Device:
+        """Open a device exclusively; on real hardware this resets it. Raises OSError (EBUSY if it is open)."""
+
+    def adopt(self, address: str, fds: Sequence[int]) -> Device:
+        """A device whose fds (in the order of Device.fds) this process was given."""

@@ -1,0 +1,134 @@
+"""include/uapi/linux/vfio.h for Python: numbers, structs, and one thin function per ioctl used.
+
+Struct sizes are asserted against the header at import. Nothing here decides anything.
+"""
+
+import fcntl
+import struct
+from errno import ENOMSG
+
+from vfio_api.device import DeviceState, MigrationFlags
+
+_TYPE, _BASE = ord(";"), 100
+
+
+def _io(number: int) -> int:
+    return (_TYPE << 8) | (_BASE + number)
+
+
+GET_API_VERSION = _io(0)
+CHECK_EXTENSION = _io(1)
+SET_IOMMU = _io(2)
+GROUP_GET_STATUS = _io(3)
+GROUP_SET_CONTAINER = _io(4)
+GROUP_GET_DEVICE_FD = _io(6)
+DEVICE_GET_REGION_INFO = _io(8)
+DEVICE_RESET = _io(11)
+DEVICE_FEATURE = _io(17)
+MIG_GET_PRECOPY_INFO = _io(21)
+
+API_VERSION = 0
+TYPE1V2_IOMMU = 3
+GROUP_FLAGS_VIABLE = 1
+
+FEATURE_GET = 1 << 16
+FEATURE_SET = 1 << 17
+FEATURE_MIGRATION = 1
+FEATURE_MIG_DEVICE_STATE = 2
+FEATURE_MIG_DATA_SIZE = 9
+
+_FEATURE_HEADER = struct.Struct("=II")  # vfio_device_feature: argsz, flags
+_MIGRATION = struct.Struct("=Q")  # vfio_device_feature_migration: flags
+_MIG_STATE = struct.Struct("=Ii")  # vfio_device_feature_mig_state: device_state, data_fd
+_DATA_SIZE = struct.Struct("=Q")  # vfio_device_feature_mig_data_size: stop_copy_length
+_PRECOPY_INFO = struct.Struct("=IIQQ")  # vfio_precopy_info: argsz, flags, initial_bytes, dirty_bytes
+_GROUP_STATUS = struct.Struct("=II")  # vfio_group_status: argsz, flags
+_REGION_INFO = struct.Struct("=IIIIQQ")  # vfio_region_info: argsz, flags, index, cap_offset, size, offset
+
+for _layout, _size in (
+    (_FEATURE_HEADER, 8),
+    (_MIGRATION, 8),
+    (_MIG_STATE, 8),
+    (_DATA_SIZE, 8),
+    (_PRECOPY_INFO, 24),
+    (_GROUP_STATUS, 8),
+    (_REGION_INFO, 32),
+):
+    if _layout.size != _size:
+        raise AssertionError(f"{_layout.format} has {_layout.size} bytes, the uAPI struct has {_size}")
+
+
+def _feature(fd: int, flags: int, payload: bytes) -> bytes:
+    buffer = bytearray(_FEATURE_HEADER.pack(_FEATURE_HEADER.size + len(payload), flags) + payload)
+    fcntl.ioctl(fd, DEVICE_FEATURE, buffer)
+    return bytes(buffer[_FEATURE_HEADER.size :])
+
+
+def get_migration_flags(fd: int) -> MigrationFlags:
+    """VFIO_DEVICE_FEATURE_MIGRATION. Raises OSError ENOTTY if the device cannot migrate."""
+    raw = _feature(fd, FEATURE_GET | FEATURE_MIGRATION, bytes(_MIGRATION.size))
+    return MigrationFlags(_MIGRATION.unpack(raw)[0] & 0b111)
+
+
+def get_state(fd: int) -> DeviceState:
+    """VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, GET."""
+    raw = _feature(fd, FEATURE_GET | FEATURE_MIG_DEVICE_STATE, bytes(_MIG_STATE.size))
+    return DeviceState(_MIG_STATE.unpack(raw)[0])
+
+
+def set_state(fd: int, state: DeviceState) -> int:
+    """VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET; returns the data fd or -1. Raises OSError."""
+    raw = _feature(fd, FEATURE_SET | FEATURE_MIG_DEVICE_STATE, _MIG_STATE.pack(state, -1))
+    return int(_MIG_STATE.unpack(raw)[1])
+
+
+def get_data_size(fd: int) -> int:
+    """VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: stop_copy_length in bytes."""
+    return int(
+        _DATA_SIZE.unpack(_feature(fd, FEATURE_GET | FEATURE_MIG_DATA_SIZE, bytes(_DATA_SIZE.size)))[0]
+    )
+
+
+def get_precopy_info(data_fd: int) -> tuple[int, int]:
+    """VFIO_MIG_GET_PRECOPY_INFO on a data fd: (initial_bytes, dirty_bytes)."""
+    buffer = bytearray(_PRECOPY_INFO.pack(_PRECOPY_INFO.size, 0, 0, 0))
+    fcntl.ioctl(data_fd, MIG_GET_PRECOPY_INFO, buffer)
+    _, _, initial, dirty = _PRECOPY_INFO.unpack(buffer)
+    return initial, dirty
+
+
+def device_reset(fd: int) -> None:
+    """VFIO_DEVICE_RESET."""
+    fcntl.ioctl(fd, DEVICE_RESET, 0)
+
+
+def check_container(fd: int) -> bool:
+    """Whether /dev/vfio/vfio speaks this API version and the type 1 v2 IOMMU."""
+    if fcntl.ioctl(fd, GET_API_VERSION) != API_VERSION:
+        return False
+    return fcntl.ioctl(fd, CHECK_EXTENSION, TYPE1V2_IOMMU) == 1
+
+
+def group_viable(fd: int) -> bool:
+    """VFIO_GROUP_GET_STATUS: every device of the group is bound to a VFIO driver or to none."""
+    buffer = bytearray(_GROUP_STATUS.pack(_GROUP_STATUS.size, 0))
+    fcntl.ioctl(fd, GROUP_GET_STATUS, buffer)
+    return bool(_GROUP_STATUS.unpack(buffer)[1] & GROUP_FLAGS_VIABLE)
+
+
+def group_device_fd(group: int, container: int, address: str) -> int:
+    """Attach the group to the container and get the fd of one of its devices. Raises OSError."""
+    fcntl.ioctl(group, GROUP_SET_CONTAINER, struct.pack("=i", container))
+    fcntl.ioctl(container, SET_IOMMU, TYPE1V2_IOMMU)
+    return fcntl.ioctl(group, GROUP_GET_DEVICE_FD, bytearray(address.encode() + b"\0"))
+
+
+def region_offset(fd: int, index: int) -> tuple[int, int]:
+    """VFIO_DEVICE_GET_REGION_INFO: (offset, size) of a region, for pread and pwrite on the device fd."""
+    buffer = bytearray(_REGION_INFO.pack(_REGION_INFO.size, 0, index, 0, 0, 0))
+    fcntl.ioctl(fd, DEVICE_GET_REGION_INFO, buffer)
+    _, _, _, _, size, offset = _REGION_INFO.unpack(buffer)
+    return offset, size
+
+
+NO_DATA_ERRNO = ENOMSG

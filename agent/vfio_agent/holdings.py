@@ -1,0 +1,144 @@
+"""The devices this node's agent holds open: opened or adopted here, kept alive by the keeper.
+
+A held device has an incarnation: node boot ID plus a number for this opening. A claim, a session and a vote belong to
+one incarnation and mean nothing for another.
+"""
+
+import secrets
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import structlog
+from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.errors import DeviceError, Reason
+
+from vfio_agent.devices.protocol import Backend, Device
+from vfio_agent.keeper import KeeperClient, KeeperError
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One open device. holder: who has live state in it ("" while a migration loads it)."""
+
+    address: str
+    backend: str
+    incarnation: str
+    holder: str
+    device: Device = field(compare=False, repr=False)
+    flags: MigrationFlags = MigrationFlags(0)
+    lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+
+class Holdings:
+    """Every open device, by address. Thread-safe; calls block on the device or the keeper."""
+
+    def __init__(self, backends: Mapping[str, Backend], keeper: KeeperClient, boot_id: str):
+        self._backends, self._keeper, self._boot_id = backends, keeper, boot_id
+        self._held: dict[str, Held] = {}
+        self._lock = threading.Lock()
+
+    def restore(self) -> None:
+        """Take back from the keeper what an earlier agent of this boot held. Raises KeeperError."""
+        for address, meta in self._keeper.list().items():
+            backend = self._backends.get(str(meta.get("backend")))
+            if backend is None:
+                log.warning("held device has no backend here", device=address, backend=meta.get("backend"))
+                continue
+            _, fds = self._keeper.take(address)
+            device = backend.adopt(address, fds)
+            with self._lock:
+                self._held[address] = Held(
+                    address,
+                    backend.name,
+                    meta["incarnation"],
+                    meta["holder"],
+                    device,
+                    device.flags(),
+                )
+            log.info("device taken back from the keeper", device=address, holder=meta["holder"])
+
+    def all(self) -> dict[str, Held]:
+        """A snapshot: address -> held device."""
+        with self._lock:
+            return dict(self._held)
+
+    def get(self, address: str) -> Held | None:
+        """The held device, or None."""
+        with self._lock:
+            return self._held.get(address)
+
+    def open(self, address: str, holder: str) -> Held:
+        """Open a device and give the keeper duplicates of its fds. On real hardware opening resets it.
+
+        Raises DeviceError with the kernel's errno, or if it is held already.
+        """
+        if self.get(address) is not None:
+            raise DeviceError(f"device {address} is held here already", device=address)
+        backend = self._backend_of(address)
+        try:
+            device = backend.open(address)
+        except OSError as error:
+            raise DeviceError(
+                f"cannot open device {address}: {error}; close it elsewhere or look at its driver",
+                reason=Reason.DEVICE_LOST,
+                device=address,
+                errno=error.errno or 0,
+            ) from error
+        try:
+            device.reset()
+            flags = device.flags()
+            held = Held(
+                address, backend.name, f"{self._boot_id}/{secrets.token_hex(6)}", holder, device, flags
+            )
+            self._keeper.store(address, _meta(held), list(device.fds()))
+        except (OSError, KeeperError) as error:
+            device.close()
+            raise DeviceError(
+                f"device {address} cannot be held: {error}",
+                reason=Reason.DEVICE_NOT_MIGRATABLE,
+                device=address,
+            ) from error
+        with self._lock:
+            self._held[address] = held
+        return held
+
+    def set_holder(self, address: str, holder: str) -> None:
+        """Note who has live state in the device now. Raises KeeperError."""
+        with self._lock:
+            held = self._held[address] = replace(self._held[address], holder=holder)
+        self._keeper.note(address, _meta(held))
+
+    def release(self, address: str) -> None:
+        """Close the device here and at the keeper. Nothing happens if it is not held."""
+        with self._lock:
+            held = self._held.pop(address, None)
+        if held is not None:
+            with suppress(KeeperError):
+                self._keeper.drop(address)
+            held.device.close()
+
+    def _backend_of(self, address: str) -> Backend:
+        for backend in self._backends.values():
+            if any(info.address == address for info in backend.list()):
+                return backend
+        raise DeviceError(
+            f"no VFIO device {address} on this node; `kubectl get vfd` lists what there is",
+            reason=Reason.UNKNOWN_DEVICE,
+            device=address,
+        )
+
+
+def _meta(held: Held) -> dict[str, str]:
+    return {"backend": held.backend, "incarnation": held.incarnation, "holder": held.holder}
+
+
+def read_state(held: Held) -> DeviceState:
+    """The device's state as read back now; ERROR if it cannot even be asked."""
+    try:
+        return held.device.state()
+    except OSError:
+        return DeviceState.ERROR

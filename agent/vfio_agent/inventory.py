@@ -1,0 +1,122 @@
+"""Publishes this node's devices as VFIODevice objects, without opening any that is in use.
+
+Flags come from devices that are held already, or from free ones, opened once per boot (opening resets a vfio-pci
+function, which a free one does not mind).
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from kubernetes.aio.client.exceptions import ApiException
+from vfio_api.device import MigrationFlags
+from vfio_api.models import device_object_name
+
+from vfio_agent.devices.protocol import Backend, DeviceInfo
+from vfio_agent.holdings import Holdings, read_state
+from vfio_agent.kube import AgentApi
+from vfio_agent.metrics import AgentMetrics
+
+log = structlog.get_logger()
+Status = dict[str, Any]
+
+
+class Inventory:
+    """What this node has, as it was last published."""
+
+    def __init__(
+        self,
+        node: str,
+        backends: Mapping[str, Backend],
+        holdings: Holdings,
+        api: AgentApi,
+        metrics: AgentMetrics,
+    ):
+        self._node, self._backends, self._holdings = node, backends, holdings
+        self._api, self._metrics = api, metrics
+        self._flags: dict[str, MigrationFlags | None] = {}
+        self._published: dict[str, Status] = {}
+        self._wake = asyncio.Event()
+
+    def changed(self) -> None:
+        """Something was opened, released or has a new holder: publish soon. On the event loop."""
+        self._wake.set()
+
+    async def run(self, every: float) -> None:
+        """Publish what changed, at least every `every` seconds; until cancelled."""
+        while True:
+            self._wake.clear()
+            try:
+                await self._publish(await asyncio.to_thread(self._look))
+            except (ApiException, OSError, TimeoutError) as error:
+                log.warning("inventory not published", error=str(error).partition("\n")[0])
+            try:
+                async with asyncio.timeout(every):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _publish(self, found: dict[str, tuple[str, Status]]) -> None:
+        self._metrics.devices.clear()
+        for address, (backend, status) in found.items():
+            self._metrics.devices.labels(status["driver"], str(status["migratable"]).lower()).inc()
+            if self._published.get(address) == status:
+                continue
+            spec = {"nodeName": self._node, "address": address, "backend": backend}
+            await self._api.apply_device(device_object_name(self._node, address), spec, status)
+            self._published[address] = status
+            log.info("device published", device=address, **{k: status[k] for k in ("driver", "holder")})
+
+    def _look(self) -> dict[str, tuple[str, Status]]:
+        """Every device of this node: address -> (backend, status). Blocking."""
+        found = {}
+        for backend in self._backends.values():
+            for info in backend.list():
+                found[info.address] = (backend.name.capitalize(), self._status(backend, info))
+        return found
+
+    def _status(self, backend: Backend, info: DeviceInfo) -> Status:
+        held = self._holdings.get(info.address)
+        status: Status = {"driver": info.driver, "model": info.model, "holder": "", "incarnation": ""}
+        if held is not None:
+            self._flags[info.address] = held.flags
+            status |= {
+                "holder": held.holder,
+                "incarnation": held.incarnation,
+                "state": read_state(held).name,
+            }
+        elif info.opener:
+            status["holder"] = info.opener
+        elif info.address not in self._flags:
+            self._flags[info.address] = _probe(backend, info.address)
+        flags = self._flags.get(info.address)
+        names = [flag.name for flag in MigrationFlags if flags and flag in flags]
+        return status | {
+            "migrationFlags": names,
+            "migratable": bool(flags) and "STOP_COPY" in names,
+            "message": _message(flags, held is not None or not info.opener),
+        }
+
+
+def _probe(backend: Backend, address: str) -> MigrationFlags | None:
+    """Flags of a free device; None if it cannot be opened or cannot migrate."""
+    try:
+        device = backend.open(address)
+    except OSError as error:
+        log.info("free device cannot be opened", device=address, error=str(error))
+        return None
+    try:
+        return device.flags()
+    except OSError:
+        return MigrationFlags(0)
+    finally:
+        device.close()
+
+
+def _message(flags: MigrationFlags | None, known: bool) -> str:
+    if flags is None:
+        return "migration flags unknown: the device is open elsewhere" if not known else "cannot be opened"
+    if not flags:
+        return "its driver does not implement VFIO migration"
+    return ""

@@ -1,0 +1,177 @@
+"""A tiny process that holds the fds of open devices, so that they outlive the agent.
+
+Closing the last fd of a vfio-pci function resets it, so whoever restarts must not be the only holder. The keeper
+speaks JSON messages over a unix SOCK_SEQPACKET socket, fds as SCM_RIGHTS, one request and one reply at a time:
+store NAME META + fds; take NAME -> META + duplicates; note NAME META; drop NAME; list. It imports nothing of the
+project, decides nothing, and never holds data fds: a crash in mid-stream means abort.
+"""
+
+import argparse
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+MAX_MESSAGE = 64 * 1024
+MAX_FDS = 8
+MAX_DEVICES = 1024
+
+Json = dict[str, Any]
+
+
+class KeeperError(RuntimeError):
+    """The keeper refused a request or cannot be reached."""
+
+
+class Keeper:
+    """The keeper's memory and how it answers."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[Json, list[int]]] = {}
+
+    def answer(self, request: Json, fds: list[int]) -> tuple[Json, list[int]]:
+        """Reply and fds to send along for one request; fds received and not stored are closed."""
+        operation, name = request.get("op"), str(request.get("name", ""))
+        if operation == "store":
+            return self._store(name, request.get("meta", {}), fds), []
+        for fd in fds:
+            os.close(fd)
+        if operation == "list":
+            return {"devices": {held: meta for held, (meta, _) in self._held.items()}}, []
+        if name not in self._held:
+            return {"error": f"{name} is not held here"}, []
+        if operation == "take":
+            meta, held_fds = self._held[name]
+            return {"meta": meta}, held_fds
+        if operation == "note":
+            self._held[name] = (request.get("meta", {}), self._held[name][1])
+            return {}, []
+        if operation == "drop":
+            for fd in self._held.pop(name)[1]:
+                os.close(fd)
+            return {}, []
+        return {"error": f"unknown operation {operation!r}"}, []
+
+    def _store(self, name: str, meta: Json, fds: list[int]) -> Json:
+        if not name or not fds or name in self._held or len(self._held) >= MAX_DEVICES:
+            for fd in fds:
+                os.close(fd)
+            return {
+                "error": f"cannot store {name!r}: no name, no fds, held already, or {MAX_DEVICES} are held"
+            }
+        self._held[name] = (meta, fds)
+        return {}
+
+
+class KeeperClient:
+    """Asks the keeper at `path`; every call is one connection and blocks for at most `timeout` seconds.
+
+    Raises KeeperError if it refuses or does not answer.
+    """
+
+    def __init__(self, path: Path, timeout: float = 5.0):
+        self._path, self._timeout = path, timeout
+
+    def store(self, name: str, meta: Json, fds: list[int]) -> None:
+        """Give the keeper duplicates of `fds`."""
+        self._ask({"op": "store", "name": name, "meta": meta}, fds)
+
+    def take(self, name: str) -> tuple[Json, list[int]]:
+        """Meta and fresh duplicates of the fds; the keeper goes on holding its own."""
+        reply, fds = self._ask({"op": "take", "name": name})
+        return reply["meta"], fds
+
+    def note(self, name: str, meta: Json) -> None:
+        """Replace what is noted beside a device."""
+        self._ask({"op": "note", "name": name, "meta": meta})
+
+    def drop(self, name: str) -> None:
+        """Close the keeper's fds of a device."""
+        self._ask({"op": "drop", "name": name})
+
+    def list(self) -> dict[str, Json]:
+        """Name -> meta of everything held."""
+        devices: dict[str, Json] = self._ask({"op": "list"})[0]["devices"]
+        return devices
+
+    def _ask(self, request: Json, fds: list[int] | None = None) -> tuple[Json, list[int]]:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+                sock.settimeout(self._timeout)
+                sock.connect(str(self._path))
+                socket.send_fds(sock, [json.dumps(request).encode()], fds or [])
+                raw, received, _, _ = socket.recv_fds(sock, MAX_MESSAGE, MAX_FDS)
+        except OSError as error:
+            raise KeeperError(
+                f"keeper at {self._path} does not answer: {error}; is vfio-keeper running?"
+            ) from error
+        if not raw:
+            raise KeeperError(f"keeper at {self._path} closed the connection without an answer")
+        reply = json.loads(raw)
+        if "error" in reply:
+            raise KeeperError(f"keeper: {reply['error']}")
+        return reply, received
+
+
+def _same_user(connection: socket.socket) -> bool:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return bool(struct.unpack("3i", credentials)[1] == os.geteuid())
+
+
+def _serve_one(keeper: Keeper, connection: socket.socket) -> None:
+    """One request of one connection. A peer that stalls or lies costs at most a second and nothing held."""
+    connection.settimeout(1.0)
+    fds: list[int] = []
+    try:
+        if not _same_user(connection):
+            return
+        raw, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE, MAX_FDS)
+        if not raw:
+            return
+        request = json.loads(raw)
+        if not isinstance(request, dict):
+            raise ValueError("not an object")
+        given, fds = fds, []
+        reply, out = keeper.answer(request, given)
+        socket.send_fds(connection, [json.dumps(reply).encode()], out)
+    except (OSError, ValueError) as error:
+        print(f"keeper: request dropped: {error}", file=sys.stderr, flush=True)
+        for fd in fds:
+            os.close(fd)
+
+
+def main() -> None:
+    """Entry point: vfio-keeper --socket PATH [--exit-on-stdin-eof]."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--exit-on-stdin-eof", action="store_true", help="end with the parent, for tests")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    arguments.socket.unlink(missing_ok=True)
+    keeper, selector = Keeper(), selectors.DefaultSelector()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(arguments.socket))
+        arguments.socket.chmod(0o600)
+        listener.listen(16)
+        selector.register(listener, selectors.EVENT_READ)
+        if arguments.exit_on_stdin_eof:
+            selector.register(sys.stdin, selectors.EVENT_READ)
+        print("ready", flush=True)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is not listener:
+                    if not os.read(0, 1):
+                        return
+                    continue
+                connection, _address = listener.accept()
+                with connection:
+                    _serve_one(keeper, connection)
+
+
+if __name__ == "__main__":
+    main()

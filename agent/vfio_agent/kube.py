@@ -1,0 +1,92 @@
+"""What the agent asks of the API server: the leader's address, this node's VFIODevices, and the decision.
+
+Agents have no right on VFIOMigrations. Every call has a deadline.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+from vfio_api import API_GROUP, API_VERSION
+from vfio_api.names import ADDRESS_ANNOTATION, CA_CONFIGMAP, CA_KEY, LEASE_NAME
+
+FIELD_MANAGER = "vfio-agent"
+REQUEST_SECONDS = 10.0
+APPLY = "application/apply-patch+yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """Where the leader listens ("host:port") and the CA bundle (PEM) that it published."""
+
+    address: str
+    ca: bytes
+
+
+class AgentApi:
+    """The API server as this agent sees it."""
+
+    def __init__(self, api_client: Any, namespace: str):
+        self._client, self._namespace = api_client, namespace
+        self._objects = client.CustomObjectsApi(api_client)
+        self._leases = client.CoordinationV1Api(api_client)
+        self._core = client.CoreV1Api(api_client)
+
+    @classmethod
+    async def connect(cls, kubeconfig: Path | None, namespace: str) -> "AgentApi":
+        """From a kubeconfig, or from the pod's service account."""
+        settings = client.Configuration()
+        if kubeconfig is not None:
+            await config.load_kube_config(str(kubeconfig), client_configuration=settings)
+        else:
+            config.load_incluster_config(client_configuration=settings)
+        return cls(client.ApiClient(settings), namespace)
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._client.close()
+
+    async def leader(self) -> Leader | None:
+        """Who leads now; None while nobody does."""
+        lease = await self._leases.read_namespaced_lease(
+            LEASE_NAME, self._namespace, _request_timeout=REQUEST_SECONDS
+        )
+        bundle = await self._core.read_namespaced_config_map(
+            CA_CONFIGMAP, self._namespace, _request_timeout=REQUEST_SECONDS
+        )
+        address = (lease.metadata.annotations or {}).get(ADDRESS_ANNOTATION, "")
+        ca = (bundle.data or {}).get(CA_KEY, "")
+        if not address or not ca or not lease.spec.holder_identity:
+            return None
+        return Leader(address, ca.encode())
+
+    async def apply_device(self, name: str, spec: dict[str, Any], status: dict[str, Any]) -> None:
+        """Publish one device of this node: its identity, then its status."""
+        head = {"apiVersion": f"{API_GROUP}/{API_VERSION}", "kind": "VFIODevice", "metadata": {"name": name}}
+        options = {
+            "field_manager": FIELD_MANAGER,
+            "force": True,
+            "_content_type": APPLY,
+            "_request_timeout": REQUEST_SECONDS,
+        }
+        await self._objects.patch_cluster_custom_object(
+            API_GROUP, API_VERSION, "vfiodevices", name, {**head, "spec": spec}, **options
+        )
+        await self._objects.patch_cluster_custom_object_status(
+            API_GROUP, API_VERSION, "vfiodevices", name, {**head, "status": status}, **options
+        )
+
+    async def decision(self, namespace: str, uid: str) -> str | None:
+        """The decision of a switchover as it is written now; None if there is none (yet)."""
+        try:
+            switchover: Any = await self._objects.get_namespaced_custom_object(
+                API_GROUP, API_VERSION, namespace, "vfioswitchovers", uid, _request_timeout=REQUEST_SECONDS
+            )
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        outcome: str | None = switchover.get("status", {}).get("decision", {}).get("outcome")
+        return outcome

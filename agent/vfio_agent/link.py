@@ -1,0 +1,105 @@
+"""The control channel: finds the leader, dials it, says Hello, takes commands, sends reports; and dials again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import structlog
+from kubernetes.aio.client.exceptions import ApiException
+from vfio_api import PROTOCOL_VERSION, wire
+from vfio_api.errors import VFIOMigrationError
+from vfio_api.names import TLS_NAME
+from vfio_api.types import AgentHello
+from vfio_api.v1 import agent_pb2 as pb
+from vfio_api.v1 import agent_pb2_grpc
+
+from vfio_agent.agent import Agent
+from vfio_agent.kube import AgentApi, Leader
+from vfio_agent.metrics import AgentMetrics
+
+log = structlog.get_logger()
+FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0  # well below any switchover timeout
+CONNECT_SECONDS = 5.0
+CHANNEL_OPTIONS = [
+    ("grpc.ssl_target_name_override", TLS_NAME),
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class Link:
+    """Keeps one stream to the leader open for `agent`; `hello` is sent with the sessions of the moment."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        api: AgentApi,
+        hello: AgentHello,
+        token_file: Path,
+        metrics: AgentMetrics,
+        address: str = "",
+    ):
+        self._agent, self._api, self._hello, self._token_file = agent, api, hello, token_file
+        self._metrics, self._address = metrics, address
+
+    async def run(self) -> None:
+        """Dial, and dial again after every end; until cancelled."""
+        backoff = FIRST_BACKOFF
+        while True:
+            try:
+                leader = await self._api.leader()
+                if leader is None:
+                    log.info("no operator leads yet")
+                else:
+                    await self._talk(leader)
+                    backoff = FIRST_BACKOFF
+            except grpc.aio.AioRpcError as error:
+                self._metrics.dials.labels("error").inc()
+                log.warning("operator stream ended", code=error.code().name, details=error.details())
+            except (ApiException, VFIOMigrationError, OSError, ValueError, TimeoutError) as error:
+                self._metrics.dials.labels("error").inc()
+                log.warning("operator not reached", error=str(error).partition("\n")[0])
+            finally:
+                self._metrics.connected.set(0)
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, LAST_BACKOFF)
+
+    async def _talk(self, leader: Leader) -> None:
+        token = (await asyncio.to_thread(self._token_file.read_text)).strip()
+        credentials = grpc.ssl_channel_credentials(root_certificates=leader.ca)
+        address = self._address or leader.address
+        async with grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS) as channel:
+            await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS)
+            call = agent_pb2_grpc.AgentLinkStub(channel).Connect(  # type: ignore[no-untyped-call]
+                self._outgoing(), metadata=(("authorization", f"Bearer {token}"),)
+            )
+            async for message in call:
+                await self._incoming(message, address)
+
+    async def _outgoing(self) -> AsyncIterator[pb.AgentMessage]:
+        hello = wire.hello_to_wire(self._hello)
+        hello.highest_epoch = self._agent.highest_epoch
+        hello.sessions.extend(wire.report_to_wire(report) for report in self._agent.reports())
+        yield pb.AgentMessage(hello=hello)
+        while True:
+            for report in await self._agent.next_reports():
+                yield pb.AgentMessage(report=wire.report_to_wire(report))
+
+    async def _incoming(self, message: pb.OperatorMessage, address: str) -> None:
+        if message.HasField("welcome"):
+            await self._agent.raise_epoch(message.welcome.epoch)
+            self._metrics.dials.labels("ok").inc()
+            self._metrics.connected.set(1)
+            log.info("connected", operator=address, epoch=message.welcome.epoch, node=message.welcome.node)
+        elif message.HasField("command"):
+            self._agent.take(wire.command_from_wire(message.command))
+
+
+def hello(version: str, incarnation: str, instance: str, data_address: str) -> AgentHello:
+    """What this agent says of itself on every connection."""
+    return AgentHello(PROTOCOL_VERSION, version, incarnation, instance, data_address, 0)

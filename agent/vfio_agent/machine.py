@@ -1,0 +1,203 @@
+"""What a session may do, and through which device states it goes: pure decisions over frozen facts.
+
+Two tables. WAYPOINTS says, for a role and a goal, the device states on the way, one local barrier each: every device
+of the session is in a waypoint's state before any device goes on to the next. `admit` is the list of rules that a
+command must pass first; each rule guards one of the promises I1 to I3 of the design.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.errors import CommandError, Reason
+from vfio_api.types import Command, Goal, Outcome, Role
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """A device as it was last read back."""
+
+    name: str
+    state: DeviceState
+    flags: MigrationFlags
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """What a session remembers, also across a restart of the agent.
+
+    backward: it has begun to roll back. switchover: a command past pre-copy was accepted. loaded: it has voted.
+    """
+
+    role: Role
+    epoch: int = 0
+    sequence: int = 0
+    backward: bool = False
+    switchover: bool = False
+    loaded: bool = False
+    started: bool = False
+    decision: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One local barrier: every move of a round succeeds before the next round begins."""
+
+    step: str
+    moves: tuple[tuple[str, DeviceState], ...]
+
+
+SOURCE_FORWARD = (Goal.PREPARED, Goal.PRE_COPY, Goal.QUIESCED, Goal.STOP_COPY)
+ROLLBACK = (Goal.RUNNING_P2P, Goal.RUNNING)
+
+_Choice = Callable[[DeviceFacts, bool], DeviceState | None]
+
+
+def _pre_copy(device: DeviceFacts, wanted: bool) -> DeviceState | None:
+    able = wanted and MigrationFlags.PRE_COPY in device.flags
+    return DeviceState.PRE_COPY if able and device.state is DeviceState.RUNNING else None
+
+
+def _quiesce(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
+    if MigrationFlags.P2P not in device.flags or device.state is DeviceState.STOP_COPY:
+        return None
+    if device.state in (DeviceState.PRE_COPY, DeviceState.PRE_COPY_P2P):
+        return DeviceState.PRE_COPY_P2P
+    return DeviceState.RUNNING_P2P
+
+
+def _running_p2p(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
+    if MigrationFlags.P2P not in device.flags or device.state is DeviceState.RUNNING:
+        return None
+    return DeviceState.RUNNING_P2P
+
+
+def _release(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
+    # after Commit the copy is saved and no longer needed; a source that rolled back runs and is left alone
+    return DeviceState.STOP if device.state is DeviceState.STOP_COPY else None
+
+
+def _always(state: DeviceState) -> _Choice:
+    return lambda _device, _wanted: state
+
+
+# (role, goal) -> (step name, state of each device or None to leave it as it is)
+WAYPOINTS: Mapping[tuple[Role, Goal], tuple[tuple[str, _Choice], ...]] = {
+    (Role.SOURCE, Goal.PREPARED): (),
+    (Role.SOURCE, Goal.PRE_COPY): (("pre_copy", _pre_copy),),
+    (Role.SOURCE, Goal.QUIESCED): (("barrier_a", _quiesce),),
+    (Role.SOURCE, Goal.STOP_COPY): (("barrier_a", _quiesce), ("barrier_b", _always(DeviceState.STOP_COPY))),
+    (Role.SOURCE, Goal.RUNNING_P2P): (("rollback_p2p", _running_p2p),),
+    (Role.SOURCE, Goal.RUNNING): (
+        ("rollback_p2p", _running_p2p),
+        ("rollback_running", _always(DeviceState.RUNNING)),
+    ),
+    (Role.SOURCE, Goal.RELEASED): (("release", _release),),
+    (Role.TARGET, Goal.PREPARED): (("resuming", _always(DeviceState.RESUMING)),),
+    (Role.TARGET, Goal.LOADED): (("load", _always(DeviceState.STOP)),),
+    (Role.TARGET, Goal.RUNNING_P2P): (("barrier_c", _running_p2p),),
+    (Role.TARGET, Goal.RUNNING): (("barrier_c", _running_p2p), ("barrier_d", _always(DeviceState.RUNNING))),
+    (Role.TARGET, Goal.RELEASED): (),
+}
+
+
+def rounds(
+    role: Role, goal: Goal, devices: tuple[DeviceFacts, ...], *, pre_copy: bool = True
+) -> tuple[Round, ...]:
+    """The rounds that bring `devices` to `goal`; rounds and moves with nothing to do are left out.
+
+    Raises CommandError if the goal does not exist for the role, or if more than one device is to be stopped and one
+    of them cannot quiesce its P2P traffic (I3).
+    """
+    waypoints = WAYPOINTS.get((role, goal))
+    if waypoints is None:
+        raise CommandError(f"goal {goal} does not exist for a {role} session")
+    if role is Role.SOURCE and goal in (Goal.QUIESCED, Goal.STOP_COPY) and len(devices) > 1:
+        for device in devices:
+            if MigrationFlags.P2P not in device.flags:
+                raise CommandError(
+                    f"device {device.name} does not support P2P (flags {device.flags!r}); a set of "
+                    f"{len(devices)} devices is stopped only behind the P2P barrier: migrate it alone",
+                    reason=Reason.P2P_UNSUPPORTED,
+                    device=device.name,
+                )
+    planned = []
+    for step, choose in waypoints:
+        moves = []
+        for device in devices:
+            state = choose(device, pre_copy)
+            if state is not None and state is not device.state:
+                moves.append((device.name, state))
+        if moves:
+            planned.append(Round(step, tuple(moves)))
+    return tuple(planned)
+
+
+def admit(facts: SessionFacts, command: Command) -> None:
+    """Raise CommandError unless the session may take `command`.
+
+    A repeated command (same epoch, sequence and goal) passes: commands say the state to be in.
+    """
+    _admit_order(facts, command)
+    decision = facts.decision or command.decision
+    if facts.decision and command.decision and facts.decision is not command.decision:
+        raise _refused(command, f"the decision read before is {facts.decision}", "it outranks this command")
+    if facts.role is Role.SOURCE:
+        _admit_source(facts, command, decision)
+    else:
+        _admit_target(facts, command, decision)
+
+
+def _admit_order(facts: SessionFacts, command: Command) -> None:
+    if (command.epoch, command.sequence) < (facts.epoch, facts.sequence):
+        raise CommandError(
+            f"migration {command.migration}: command {command.goal} has epoch {command.epoch} sequence "
+            f"{command.sequence}, this session is at epoch {facts.epoch} sequence {facts.sequence}: a newer "
+            "leader commands it",
+            reason=Reason.STALE_EPOCH,
+        )
+
+
+def _admit_source(facts: SessionFacts, command: Command, decision: Outcome | None) -> None:
+    if command.goal in SOURCE_FORWARD:
+        if facts.backward:
+            raise _refused(command, "the source has begun to roll back", "it never goes forward again")
+        if decision is Outcome.ABORT:
+            raise _refused(command, "the decision is Abort", "roll back instead")
+    if command.goal in ROLLBACK:
+        if decision is Outcome.COMMIT:
+            raise _refused(command, "the decision is Commit", "the state lives at the target now")
+        if facts.switchover and decision is not Outcome.ABORT:
+            raise _refused(
+                command, "the switchover has begun and no Abort is known", "write Abort and send it along"
+            )
+    if command.goal is Goal.RELEASED and facts.switchover and not facts.backward:
+        if decision is not Outcome.COMMIT:
+            raise _refused(
+                command,
+                "the source holds the only running state's copy and no Commit is known",
+                "decide first",
+            )
+
+
+def _admit_target(facts: SessionFacts, command: Command, decision: Outcome | None) -> None:
+    if command.goal in (Goal.RUNNING_P2P, Goal.RUNNING):
+        if decision is not Outcome.COMMIT:
+            raise _refused(command, "no Commit is known", "a loaded target leaves STOP only after Commit")
+        if not facts.loaded:
+            raise _refused(
+                command, "the target has not loaded and validated every device", "wait for its vote"
+            )
+    if command.goal is Goal.PREPARED and facts.loaded:
+        raise _refused(command, "the target has voted", "its state is not to be overwritten")
+    if command.goal is Goal.RELEASED and facts.loaded and not facts.started:
+        if decision is not Outcome.ABORT:
+            raise _refused(
+                command, f"the target has voted and the decision is {decision or 'unknown'}", "decide first"
+            )
+
+
+def _refused(command: Command, found: str, step: str) -> CommandError:
+    return CommandError(
+        f"migration {command.migration}: {command.role} session refuses goal {command.goal}: {found}; {step}"
+    )

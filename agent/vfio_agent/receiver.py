@@ -1,0 +1,230 @@
+"""The target's end of the data streams: one port per agent, one thread per connection, TLS -> device.
+
+A connection begins with a preamble that names the migration, so that the right TLS context (with that migration's
+pins) can be taken; nothing else is believed before the handshake is done.
+"""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import structlog
+from vfio_api.errors import DeviceError, Reason, StreamError, VFIOMigrationError
+
+from vfio_agent.datatls import check_pin
+from vfio_agent.devices.protocol import DataStream
+from vfio_agent.frames import (
+    HEADER,
+    MAX_DATA,
+    MAX_HELLO,
+    PREAMBLE,
+    FrameReader,
+    FrameType,
+    pack_count,
+    parse_hello,
+    parse_preamble,
+)
+
+log = structlog.get_logger()
+HANDSHAKE_SECONDS = 10.0
+STALL_SECONDS = 60.0
+DEAD_PEER_MILLISECONDS = 30_000
+_Buffer = TypeVar("_Buffer", bytearray, memoryview)
+
+
+@dataclass(slots=True)
+class Inlet:
+    """Where one device's state goes. `complete` is called once, in the receiving thread, after END; `failed` with
+    what went wrong. `loaded_bytes` counts what the device took.
+    """
+
+    device: str
+    stream: DataStream
+    complete: Callable[[], None]
+    failed: Callable[[VFIOMigrationError], None]
+    loaded_bytes: int = 0
+    taken: bool = False
+
+
+@dataclass(slots=True)
+class Expected:
+    """A target session's streams: who may connect, and the devices that wait for their state."""
+
+    context: ssl.SSLContext
+    pinned: tuple[bytes, ...]
+    inlets: dict[str, Inlet]
+    connections: set[socket.socket] = field(default_factory=set)
+
+
+class DataServer:
+    """Listens on the agent's data port. Sessions register what they expect; everything else is refused."""
+
+    def __init__(self, host: str, port: int):
+        self._listener = socket.create_server((host, port), backlog=256)
+        self._expected: dict[str, Expected] = {}
+        self._lock = threading.Lock()
+        self._threads = threading.BoundedSemaphore(512)
+        self._closed = False
+        self._thread = threading.Thread(target=self._accept, name="data-accept", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port listened on."""
+        return int(self._listener.getsockname()[1])
+
+    def expect(self, migration_uid: str, expected: Expected) -> None:
+        """Let the streams of a migration in from now on."""
+        with self._lock:
+            self._expected[migration_uid] = expected
+
+    def forget(self, migration_uid: str) -> None:
+        """Close the streams of a migration and let no more in."""
+        with self._lock:
+            expected = self._expected.pop(migration_uid, None)
+            open_now = list(expected.connections) if expected else []
+        for connection in open_now:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(5)
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                connection, address = self._listener.accept()
+            except OSError:
+                return  # closed
+            if not self._threads.acquire(blocking=False):
+                connection.close()
+                log.warning("data connection refused: too many", peer=address[0])
+                continue
+            threading.Thread(
+                target=self._serve, args=(connection, address[0]), name="data-receive", daemon=True
+            ).start()
+
+    def _serve(self, connection: socket.socket, peer: str) -> None:
+        inlet: Inlet | None = None
+        expected: Expected | None = None
+        try:
+            with connection:
+                connection.settimeout(HANDSHAKE_SECONDS)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MILLISECONDS)
+                uid = parse_preamble(_read_exactly(connection, bytearray(PREAMBLE.size)))
+                expected = self._lookup(uid)
+                with expected.context.wrap_socket(connection, server_side=True) as secure:
+                    check_pin(secure, expected.pinned)
+                    with self._lock:
+                        expected.connections.add(secure)
+                    reader = FrameReader()
+                    inlet = self._greet(secure, reader, expected, uid)
+                    self._load(secure, reader, inlet)
+        except VFIOMigrationError as error:
+            self._report(inlet, error, peer)
+        except OSError as error:
+            self._report(inlet, StreamError(f"data stream from {peer} broke: {error}"), peer)
+        finally:
+            self._threads.release()
+            if expected is not None:
+                with self._lock:
+                    expected.connections = {c for c in expected.connections if c.fileno() >= 0}
+
+    def _report(self, inlet: Inlet | None, error: VFIOMigrationError, peer: str) -> None:
+        log.warning("data stream ended", peer=peer, device=inlet.device if inlet else "", error=error.message)
+        if inlet is not None:
+            error.device = error.device or inlet.device
+            inlet.failed(error)
+
+    def _lookup(self, uid: str) -> Expected:
+        with self._lock:
+            expected = self._expected.get(uid)
+        if expected is None:
+            raise StreamError(
+                f"a data stream for migration {uid} came, but no session here expects it",
+                reason=Reason.PEER_REFUSED,
+            )
+        return expected
+
+    def _greet(self, secure: ssl.SSLSocket, reader: FrameReader, expected: Expected, uid: str) -> Inlet:
+        _, length = reader.header(_read_exactly(secure, bytearray(HEADER.size)))
+        if length > MAX_HELLO:
+            raise StreamError("HELLO is too long", reason=Reason.FRAME_INVALID)
+        hello = parse_hello(_read_exactly(secure, bytearray(length)))
+        with self._lock:
+            inlet = expected.inlets.get(hello.device)
+            if hello.migration_uid != uid or inlet is None or inlet.taken:
+                raise StreamError(
+                    f"HELLO names device {hello.device} of migration {hello.migration_uid}: not expected here, or "
+                    "its stream is open already",
+                    reason=Reason.PEER_REFUSED,
+                )
+            inlet.taken = True
+        secure.sendall(pack_count(FrameType.ACK, 0))
+        return inlet
+
+    def _load(self, secure: ssl.SSLSocket, reader: FrameReader, inlet: Inlet) -> None:
+        buffer = memoryview(bytearray(MAX_DATA))
+        head = bytearray(HEADER.size)
+        while True:
+            # between frames the source may have nothing to say for as long as its session lives (the session's end
+            # closes this connection, a dead peer is found by keep-alive); within a frame it may not stall
+            secure.settimeout(None)
+            kind, length = reader.header(_read_exactly(secure, head))
+            secure.settimeout(STALL_SECONDS)
+            payload = buffer[:length]
+            _read_exactly(secure, payload)
+            if kind is FrameType.DATA:
+                _write_all(inlet, payload)
+            elif kind is FrameType.INITIAL:
+                secure.sendall(pack_count(FrameType.ACK, reader.initial(payload)))
+            elif kind is FrameType.END:
+                reader.end(payload)
+                # acknowledge first: the source's part ends here, validating is the target's own
+                secure.sendall(pack_count(FrameType.ACK, reader.data_bytes))
+                inlet.complete()
+                return
+
+
+def _write_all(inlet: Inlet, data: memoryview) -> None:
+    while data:
+        try:
+            count = inlet.stream.write(data)
+        except OSError as error:
+            raise DeviceError(
+                f"device {inlet.device}: it refused state at byte {inlet.loaded_bytes}: {error}",
+                reason=Reason.STATE_REFUSED,
+                device=inlet.device,
+                arc="RESUMING",
+                errno=error.errno or 0,
+            ) from error
+        if count <= 0:
+            raise DeviceError(f"device {inlet.device}: it took no bytes", device=inlet.device)
+        inlet.loaded_bytes += count
+        data = data[count:]
+
+
+def _read_exactly(sock: socket.socket, into: _Buffer) -> _Buffer:
+    view, filled = memoryview(into), 0
+    while filled < len(view):
+        count = sock.recv_into(view[filled:])
+        if count == 0:
+            raise StreamError(
+                f"the data stream was truncated: {filled} of {len(view)} bytes of a frame came",
+                reason=Reason.FRAME_INVALID,
+            )
+        filled += count
+    return into

@@ -1,0 +1,275 @@
+"""One side of one migration on this node: takes commands, makes them true, reports.
+
+Decisions are in `machine`; here are their effects, in the order journal -> device -> report. Arcs of one round go in
+parallel, one thread each; a round that fails ends the command, so that no barrier is passed on a failure.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+from vfio_api.device import DeviceState
+from vfio_api.errors import CommandError, DeviceError, Reason, VFIOMigrationError
+from vfio_api.types import (
+    Command,
+    DeviceReport,
+    Failure,
+    Goal,
+    MigrationKey,
+    Role,
+    SessionReport,
+    SessionSpec,
+    Timing,
+)
+
+from vfio_agent import machine
+from vfio_agent.datatls import Identity, new_identity
+from vfio_agent.holdings import Held, Holdings, read_state
+from vfio_agent.journal import Journal
+from vfio_agent.machine import DeviceFacts, Round, SessionFacts
+from vfio_agent.metrics import AgentMetrics
+from vfio_agent.receiver import DataServer
+from vfio_agent.sides import SourceSide, TargetSide
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What sessions of one agent share. `arcs` runs blocking device calls; `notify` is called on the event loop."""
+
+    holdings: Holdings
+    journal: Journal
+    server: DataServer
+    arcs: Executor
+    metrics: AgentMetrics
+    notify: Callable[["Session"], None]
+
+
+class Session:
+    """The session of `key` in `spec`'s role. All methods run on the event loop."""
+
+    def __init__(self, around: Surroundings, key: MigrationKey, spec: SessionSpec, facts: SessionFacts):
+        self.key, self.spec, self.facts = key, spec, facts
+        self._around = around
+        self._loop = asyncio.get_running_loop()
+        self.identity: Identity = new_identity(f"{key.uid}.{facts.role}")
+        self.reached: Goal | None = None
+        self.failure: Failure | None = None
+        self.ended = False
+        self._states: dict[str, DeviceState] = {}
+        self._held: dict[str, Held] = {}
+        self._timings: dict[str, int] = {}
+        self._turn = asyncio.Lock()
+        self._log = structlog.get_logger().bind(migration=str(key), uid=key.uid, role=facts.role.value)
+        side = SourceSide if facts.role is Role.SOURCE else TargetSide
+        self.side: SourceSide | TargetSide = side(self)
+
+    @property
+    def around(self) -> Surroundings:
+        """What this agent's sessions share."""
+        return self._around
+
+    def device(self, name: str) -> Held:
+        """The held device of that name in the migration. Raises DeviceError."""
+        held = self._held.get(name)
+        if held is None:
+            raise DeviceError(f"device {name} is not held here", reason=Reason.DEVICE_LOST, device=name)
+        return held
+
+    def on_loop(self, call: Callable[..., object], *arguments: object) -> None:
+        """Have `call` run on the event loop; may be called from any thread."""
+        self._loop.call_soon_threadsafe(call, *arguments)
+
+    def changed(self) -> None:
+        """Something worth a report happened; may be called from any thread."""
+        self.on_loop(self._around.notify, self)
+
+    def fail(self, error: VFIOMigrationError) -> None:
+        """Remember the first failure and report it; may be called from any thread."""
+        self.on_loop(self._fail, error)
+
+    def _fail(self, error: VFIOMigrationError) -> None:
+        if self.failure is None:
+            arc, errno = getattr(error, "arc", ""), getattr(error, "errno", 0)
+            self.failure = Failure(error.reason, error.message, error.device, arc, errno)
+            self._log.error("session failed", reason=error.reason, error=error.message, device=error.device)
+        self._around.notify(self)
+
+    async def apply(self, command: Command) -> None:
+        """Be in the command's goal by its deadline. Raises CommandError if the session must not take it."""
+        machine.admit(self.facts, command)
+        if command.goal in machine.ROLLBACK or command.goal is Goal.RELEASED:
+            self.side.interrupt()
+        async with self._turn:
+            machine.admit(self.facts, command)  # what waited for its turn may have been overtaken
+            try:
+                async with asyncio.timeout(command.deadline_milliseconds / 1000):
+                    await self._pursue(command)
+            except TimeoutError:
+                self._fail(
+                    DeviceError(
+                        f"{command.goal} was not reached within {command.deadline_milliseconds} ms; "
+                        f"devices are in {self._state_names()}",
+                        reason=Reason.STEP_TIMEOUT,
+                    )
+                )
+            except VFIOMigrationError as error:
+                self._fail(error)
+        self._around.notify(self)
+
+    async def _pursue(self, command: Command) -> None:
+        began = time.perf_counter()
+        await self._remember(command)
+        if self.failure is not None and command.goal in machine.SOURCE_FORWARD:
+            return  # reported already; the operator decides what now
+        if command.goal in machine.ROLLBACK:
+            self.failure = None  # a new attempt to get back is judged by its own outcome
+        await self.side.before(command)
+        for planned in machine.rounds(
+            self.facts.role, command.goal, self._device_facts(), pre_copy=self.spec.pre_copy
+        ):
+            await self._move(planned)
+        await self.side.after(command)
+        self.reached = command.goal
+        self._log.info(
+            "goal reached",
+            goal=command.goal.value,
+            epoch=command.epoch,
+            milliseconds=round((time.perf_counter() - began) * 1000, 3),
+        )
+
+    async def _remember(self, command: Command) -> None:
+        facts = replace(
+            self.facts,
+            epoch=command.epoch,
+            sequence=command.sequence,
+            decision=self.facts.decision or command.decision,
+            backward=self.facts.backward or command.goal in machine.ROLLBACK,
+            switchover=self.facts.switchover or command.goal in (Goal.QUIESCED, Goal.STOP_COPY),
+        )
+        await self.record(facts, durable=command.goal is Goal.PREPARED)
+
+    async def record(self, facts: SessionFacts, *, durable: bool = False) -> None:
+        """Journal the session's facts, then believe them."""
+        if durable:  # two fsyncs: off the event loop
+            await self.blocking(lambda: self._around.journal.write(self.key, self.spec, facts, durable=True))
+        elif facts != self.facts:
+            self._around.journal.write(self.key, self.spec, facts, durable=False)
+        self.facts = facts
+
+    async def blocking(self, call: Callable[[], Any]) -> Any:
+        """Run a blocking call in the arcs' threads."""
+        return await self._loop.run_in_executor(self._around.arcs, call)
+
+    async def _move(self, planned: Round) -> None:
+        """One round: all moves in parallel; every one is waited for, then the first failure is raised."""
+        began = time.perf_counter()
+        moves = [self.blocking(lambda n=n, s=s: self.set_state(n, s)) for n, s in planned.moves]
+        results = await asyncio.gather(*moves, return_exceptions=True)
+        self._timings[planned.step] = int((time.perf_counter() - began) * 1e6)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def timed(self, step: str, began: float) -> None:
+        """Note how long a step took, from `began` (time.perf_counter) until now; any thread."""
+        self._timings[step] = int((time.perf_counter() - began) * 1e6)
+
+    def set_state(self, name: str, new: DeviceState) -> None:
+        """Move one device and read its state back; blocking, any thread. Raises DeviceError with arc and errno."""
+        held = self.device(name)
+        with held.lock:
+            old = self._states.get(name, DeviceState.ERROR)
+            began = time.perf_counter()
+            try:
+                stream = held.device.set_state(new)
+            except OSError as error:
+                self._states[name] = found = read_state(held)
+                self._around.metrics.arc(held.backend, old, new, "error", time.perf_counter() - began)
+                raise DeviceError(
+                    f"device {name} ({held.address}): arc {old.name} -> {new.name} failed: {error}; "
+                    f"it is now in {found.name}",
+                    device=name,
+                    arc=f"{old.name} -> {new.name}",
+                    errno=error.errno or 0,
+                ) from error
+            self._around.metrics.arc(held.backend, old, new, "ok", time.perf_counter() - began)
+            self._states[name] = new
+        if stream is not None:
+            self.side.data_stream(name, stream)
+
+    def hold(self, name: str, held: Held) -> None:
+        """This session drives `held` as `name` from now on; reads its state back."""
+        self._held[name] = held
+        self._states[name] = read_state(held)
+
+    def reset(self, name: str) -> None:
+        """VFIO_DEVICE_RESET; blocking. Raises DeviceError."""
+        held = self.device(name)
+        with held.lock:
+            try:
+                held.device.reset()
+            except OSError as error:
+                raise DeviceError(
+                    f"device {name} ({held.address}): reset failed: {error}",
+                    device=name,
+                    arc="reset",
+                    errno=error.errno or 0,
+                ) from error
+            finally:
+                self._states[name] = read_state(held)
+
+    def state(self, name: str) -> DeviceState:
+        """The device's state as last read back."""
+        return self._states.get(name, DeviceState.ERROR)
+
+    def refresh(self) -> None:
+        """Read every device's state back; blocking."""
+        for name, held in self._held.items():
+            self._states[name] = read_state(held)
+
+    def _device_facts(self) -> tuple[DeviceFacts, ...]:
+        return tuple(DeviceFacts(n, self.state(n), h.flags) for n, h in self._held.items())
+
+    def _state_names(self) -> str:
+        return ", ".join(f"{name}={state.name}" for name, state in self._states.items())
+
+    def report(self) -> SessionReport:
+        """The session as it is now."""
+        devices = tuple(
+            self.side.complete(
+                DeviceReport(
+                    name=device.name,
+                    address=device.address,
+                    state=self.state(device.name),
+                    flags=self._held[device.name].flags,
+                )
+            )
+            for device in self.spec.devices
+            if device.name in self._held
+        )
+        return SessionReport(
+            migration_uid=self.key.uid,
+            role=self.facts.role,
+            epoch=self.facts.epoch,
+            sequence=self.facts.sequence,
+            reached=self.reached,
+            backward=self.facts.backward,
+            certificate=self.identity.certificate,
+            devices=devices,
+            failure=self.failure,
+            timings=tuple(Timing(step, us) for step, us in self._timings.items()),
+        )
+
+    def refused(self, error: CommandError) -> SessionReport:
+        """A report that tells of a refused command; the session itself is unharmed."""
+        return replace(self.report(), failure=Failure(error.reason, error.message, error.device))
+
+    def end(self) -> None:
+        """Stop threads and forget the journal's record; the devices are what they are."""
+        self.side.close()
+        self._around.journal.forget(self.key, self.facts.role)
+        self.ended = True

@@ -1,0 +1,35 @@
+"""Settings of the agent, from the environment (VFIO_AGENT_*)."""
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class AgentSettings(BaseSettings):
+    """Where the agent finds things. Paths are the container's.
+
+    state_dir survives a reboot, runtime_dir is a tmpfs that survives the agent. advertise_host is what other nodes'
+    agents connect to; with advertise_port 0 the port listened on is advertised.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="VFIO_AGENT_")
+
+    node_name: str
+    state_dir: Path = Path("/var/lib/vfio-agent")
+    runtime_dir: Path = Path("/run/vfio-agent")
+    keeper_socket: Path = Path("/run/vfio-agent/keeper.sock")
+    broker_socket: Path = Path("/run/vfio-agent/broker.sock")
+    simulator_socket: Path | None = None
+    kernel_devices: bool = True
+    kubeconfig: Path | None = None
+    token_file: Path = Path("/var/run/secrets/vfio-operator/token")
+    operator_namespace: str = "vfio-migration"
+    operator_address: str = ""  # overrides the Lease's, for networks that rewrite addresses
+    listen_host: str = "0.0.0.0"  # noqa: S104 - peers connect from other nodes
+    listen_port: int = 0
+    advertise_host: str
+    advertise_port: int = 0
+    metrics_host: str = "0.0.0.0"  # noqa: S104 - scraped from other nodes
+    metrics_port: int = 9102
+    inventory_seconds: float = 10.0
+    log_level: str = "info"

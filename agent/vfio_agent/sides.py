@@ -1,0 +1,304 @@
+"""What the two roles of a session do around their devices' arcs: the source sends, the target loads.
+
+`before` runs before the rounds of a command, `after` when all its rounds succeeded.
+"""
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.errors import CommandError, DeviceError, Reason, StreamError, VFIOMigrationError
+from vfio_api.types import Command, DeviceReport, Goal, Outcome, SessionDevice
+
+from vfio_agent.datatls import context
+from vfio_agent.devices.protocol import DataStream
+from vfio_agent.frames import StreamHello
+from vfio_agent.ratelimit import TokenBucket
+from vfio_agent.receiver import Expected, Inlet
+from vfio_agent.sender import Progress, Sender
+
+if TYPE_CHECKING:
+    from vfio_agent.session import Session
+
+CONNECT_SECONDS = 10.0
+
+
+class SourceSide:
+    """A source: its devices are held already; one sender per device."""
+
+    def __init__(self, session: "Session"):
+        self._session = session
+        self._senders: dict[str, Sender] = {}
+        self._stop_copy_at = 0.0
+        self._changed = asyncio.Event()
+        self._interrupted = False
+
+    async def before(self, command: Command) -> None:
+        """Take the devices; connect the streams; on the way back, restore what only a reset restores."""
+        if command.goal is Goal.PREPARED:
+            for device in self._session.spec.devices:
+                self._hold(device)
+        if command.goal is Goal.PRE_COPY and not self._senders:
+            await self._connect(command)
+        if command.goal in (Goal.RUNNING_P2P, Goal.RUNNING):
+            await self._session.blocking(self._stop_senders)
+            await self._session.blocking(self._session.refresh)
+            self._refuse_lost()
+        if command.goal is Goal.RELEASED and self._session.facts.decision is not Outcome.COMMIT:
+            raise_unless_running(self._session)
+        if command.goal is Goal.STOP_COPY:
+            self._stop_copy_at = time.perf_counter()
+
+    async def after(self, command: Command) -> None:
+        """Stream to the end behind barrier B; give the devices up at the end."""
+        if command.goal is Goal.STOP_COPY:
+            for sender in self._senders.values():
+                sender.finish()
+            await self._all_finished()
+            self._session.timed("transfer", self._stop_copy_at)
+        if command.goal is Goal.RELEASED:
+            await self._session.blocking(self._release)
+
+    def _hold(self, device: SessionDevice) -> None:
+        held = self._session.around.holdings.get(device.address)
+        if held is None:
+            raise DeviceError(
+                f"device {device.name} ({device.address}) is not held by this agent: nothing has it open, so it "
+                "carries no state to migrate",
+                reason=Reason.SOURCE_NOT_HELD,
+                device=device.name,
+            )
+        self._session.hold(device.name, held)
+
+    async def _connect(self, command: Command) -> None:
+        peers = {peer.node: peer for peer in command.peers}
+        pinned = tuple(peer.certificate for peer in command.peers)
+        tls = context(self._session.identity, pinned, server=False)
+        limit = TokenBucket(self._session.spec.bandwidth_limit_bytes_per_second)
+        for device in self._session.spec.devices:
+            peer = peers.get(device.peer_node)
+            if peer is None:
+                raise CommandError(
+                    f"device {device.name}: the command names no data address for its target node "
+                    f"{device.peer_node}",
+                    device=device.name,
+                )
+            hello = StreamHello(self._session.key.uid, device.name, command.epoch)
+            self._senders[device.name] = Sender(
+                hello, peer.data_address, tls, (peer.certificate,), limit, self._on_change
+            )
+        connects = [
+            self._session.blocking(lambda s=s: s.connect(CONNECT_SECONDS)) for s in self._senders.values()
+        ]
+        for result in await asyncio.gather(*connects, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    def data_stream(self, name: str, stream: DataStream) -> None:
+        """A device handed out its data stream; called in an arc's thread."""
+        sender = self._senders.get(name)
+        if sender is None:
+            stream.close()
+            raise CommandError(
+                f"device {name}: there is no stream to its target; PreCopy comes first", device=name
+            )
+        sender.begin(stream)
+
+    def _on_change(self) -> None:
+        for sender in self._senders.values():
+            if sender.error is not None:
+                self._session.fail(sender.error)
+        self._session.changed()
+        self._session.on_loop(self._changed.set)
+
+    async def _all_finished(self) -> None:
+        while not all(sender.progress.finished for sender in self._senders.values()):
+            if self._interrupted:
+                raise StreamError("the streams were called off before their end", reason=Reason.CANCELLED)
+            for sender in self._senders.values():
+                if sender.error is not None:
+                    raise sender.error
+            await self._changed.wait()
+            self._changed.clear()
+
+    def _refuse_lost(self) -> None:
+        for device in self._session.spec.devices:
+            if self._session.state(device.name) is DeviceState.ERROR:
+                raise DeviceError(
+                    f"device {device.name} ({device.address}) is in ERROR: only a reset leads out of it, and a "
+                    "reset erases its state",
+                    reason=Reason.SOURCE_STATE_LOST,
+                    device=device.name,
+                )
+
+    def _release(self) -> None:
+        self._stop_senders()
+        if self._session.facts.decision is Outcome.COMMIT:
+            for device in self._session.spec.devices:
+                self._session.around.holdings.release(device.address)
+
+    def _stop_senders(self) -> None:
+        for sender in self._senders.values():
+            sender.stop()
+
+    def interrupt(self) -> None:
+        """Wake whatever waits for a stream: the session turns back or ends."""
+        self._interrupted = True
+        for sender in self._senders.values():
+            sender.interrupt()
+        self._changed.set()
+
+    def complete(self, report: DeviceReport) -> DeviceReport:
+        """Add what the sender knows to a device's report."""
+        sender = self._senders.get(report.name)
+        progress = sender.progress if sender is not None else Progress()
+        return replace(
+            report,
+            stop_copy_bytes=self._stop_copy_bytes(report),
+            initial_bytes=progress.initial_bytes,
+            dirty_bytes=progress.dirty_bytes,
+            transferred_bytes=progress.sent_bytes,
+            bytes_per_second=progress.bytes_per_second,
+            initial_acknowledged=progress.initial_acknowledged or MigrationFlags.PRE_COPY not in report.flags,
+            drained=progress.drained or MigrationFlags.PRE_COPY not in report.flags,
+        )
+
+    def _stop_copy_bytes(self, report: DeviceReport) -> int:
+        if self._session.facts.switchover:
+            return 0  # nothing more to forecast, and no ioctl in the switchover for it
+        try:
+            return self._session.device(report.name).device.data_size()
+        except OSError:
+            return 0
+
+    def close(self) -> None:
+        """The session ends."""
+        self.interrupt()
+
+
+class TargetSide:
+    """A target: opens blank devices, listens, loads, votes."""
+
+    def __init__(self, session: "Session"):
+        self._session = session
+        self._inlets: dict[str, Inlet] = {}
+        self._streams: dict[str, DataStream] = {}
+        self._loaded: set[str] = set()
+        self._first_byte_at = 0.0
+
+    async def before(self, command: Command) -> None:
+        """Open and reset the devices; on release, blank what was not started."""
+        if command.goal is Goal.PREPARED:
+            for device in self._session.spec.devices:
+                await self._session.blocking(lambda d=device: self._open(d))
+        if command.goal is Goal.RELEASED and not self._session.facts.started:
+            await self._session.blocking(self._discard)
+
+    async def after(self, command: Command) -> None:
+        """Listen once RESUMING; after RUNNING the devices are the workload's."""
+        session = self._session
+        if command.goal is Goal.PREPARED:
+            self._listen(command)
+        if command.goal is Goal.RUNNING:
+            await session.record(replace(session.facts, started=True))
+        if command.goal is Goal.RELEASED:
+            session.around.server.forget(session.key.uid)
+            for stream in self._streams.values():
+                stream.close()
+            if session.facts.started:
+                await session.blocking(self._hand_over)
+
+    def _open(self, device: SessionDevice) -> None:
+        holdings = self._session.around.holdings
+        held = holdings.get(device.address)
+        if held is None:
+            held = holdings.open(device.address, f"migration {self._session.key}")
+        elif held.holder != f"migration {self._session.key}":
+            raise DeviceError(
+                f"device {device.name} ({device.address}) is a target but {held.holder} has live state in it",
+                reason=Reason.TARGET_HAS_HOLDER,
+                device=device.name,
+            )
+        self._session.hold(device.name, held)
+
+    def _listen(self, command: Command) -> None:
+        pinned = tuple(peer.certificate for peer in command.peers)
+        for device in self._session.spec.devices:
+            name = device.name
+            if name not in self._inlets:
+                self._inlets[name] = Inlet(
+                    name, self._streams[name], lambda n=name: self._validate(n), self._session.fail
+                )
+        self._session.around.server.expect(
+            self._session.key.uid,
+            Expected(context(self._session.identity, pinned, server=True), pinned, self._inlets),
+        )
+
+    def data_stream(self, name: str, stream: DataStream) -> None:
+        """RESUMING handed out the stream to load."""
+        self._streams[name] = stream
+
+    def _validate(self, name: str) -> None:
+        """All of one device's state is loaded: RESUMING -> STOP validates it. In the receiving thread."""
+        began = time.perf_counter()
+        try:
+            self._session.set_state(name, DeviceState.STOP)
+        except VFIOMigrationError as error:
+            error.reason = Reason.STATE_REFUSED
+            self._session.fail(error)
+            return
+        self._session.timed(f"load/{name}", began)
+        self._session.on_loop(self._vote, name)
+
+    def _vote(self, name: str) -> None:
+        """When the last device is validated: journal the vote, then report it."""
+        session = self._session
+        self._loaded.add(name)
+        if len(self._loaded) == len(session.spec.devices) and session.failure is None:
+            facts = replace(session.facts, loaded=True)
+            session.around.journal.write(session.key, session.spec, facts, durable=False)
+            session.facts = facts
+            session.reached = Goal.LOADED
+        session.around.notify(session)
+
+    def _discard(self) -> None:
+        """Reset erases what was loaded; then the devices are closed."""
+        for device in self._session.spec.devices:
+            held = self._session.around.holdings.get(device.address)
+            if held is None or held.holder != f"migration {self._session.key}":
+                continue
+            try:
+                self._session.hold(device.name, held)
+                self._session.reset(device.name)
+            finally:
+                self._session.around.holdings.release(device.address)
+
+    def _hand_over(self) -> None:
+        for device in self._session.spec.devices:
+            self._session.around.holdings.set_holder(device.address, "keeper")
+
+    def interrupt(self) -> None:
+        """Stop listening: the session ends."""
+        self._session.around.server.forget(self._session.key.uid)
+
+    def complete(self, report: DeviceReport) -> DeviceReport:
+        """Add what was loaded to a device's report."""
+        inlet = self._inlets.get(report.name)
+        return replace(report, transferred_bytes=inlet.loaded_bytes) if inlet else report
+
+    def close(self) -> None:
+        """The session ends."""
+        self.interrupt()
+
+
+def raise_unless_running(session: "Session") -> None:
+    """Without a Commit a source is released only when every device runs. Raises DeviceError."""
+    for device in session.spec.devices:
+        state = session.state(device.name)
+        if state is not DeviceState.RUNNING:
+            raise DeviceError(
+                f"device {device.name} ({device.address}) is in {state.name}, expected RUNNING after the rollback",
+                device=device.name,
+            )

@@ -1,0 +1,127 @@
+"""The status of a VFIOMigration: how far it has come."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field
+
+from vfio_api.models_common import (
+    LIST_ATOMIC,
+    MAX_PAIRS,
+    Condition,
+    Count,
+    Decision,
+    DeviceRef,
+    DnsLabel,
+    Message,
+    Model,
+    StateName,
+    list_map,
+)
+
+
+class Phase(StrEnum):
+    """Where a migration is; derived from conditions, for people."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    PRE_COPY = "PreCopy"
+    SWITCHOVER = "Switchover"
+    STARTING = "Starting"
+    ROLLING_BACK = "RollingBack"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+class ConditionType(StrEnum):
+    """The conditions of a migration."""
+
+    VALIDATED = "Validated"
+    PREPARED = "Prepared"
+    CONVERGED = "Converged"
+    QUIESCED = "Quiesced"
+    COMMITTED = "Committed"
+    FINISHED = "Finished"
+    SUCCEEDED = "Succeeded"
+
+
+class PairStatus(Model):
+    """A pair as resolved when the migration was prepared."""
+
+    name: DnsLabel
+    """Name of the pair."""
+    source: DeviceRef
+    """The device that has the state."""
+    target: DeviceRef
+    """The device that gets the state."""
+
+
+class DeviceProgress(Model):
+    """How far one pair has come."""
+
+    name: DnsLabel
+    """Name of the pair."""
+    source_state: StateName | None = None
+    """Migration state of the source device, as the VFIO uAPI names it; absent if unknown."""
+    target_state: StateName | None = None
+    """Migration state of the target device, as the VFIO uAPI names it; absent if unknown."""
+    bytes: Count = 0
+    """Bytes of state loaded at the target so far."""
+
+
+class StepTiming(Model):
+    """How long one step took."""
+
+    step: Annotated[str, Field(min_length=1, max_length=64)]
+    """Name of the step."""
+    start_time: AwareDatetime | None = None
+    """When it began, by the operator's clock; for people only."""
+    duration_microseconds: Count
+    """How long it took, in microseconds, measured on one clock."""
+
+
+class Progress(Model):
+    """How far the copy of the state has come."""
+
+    percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """Part of the state that is copied, in percent; it can fall while devices change their state."""
+    bytes: Count = 0
+    """Bytes of state copied so far, for all devices."""
+    bytes_per_second: Count = 0
+    """Bytes per second that are being copied, for all devices."""
+    eta_seconds: Count | None = None
+    """Seconds until the migration is expected to finish; absent if it cannot be told."""
+
+
+class MigrationStatus(Model):
+    """How far the migration has come; written by the operator only."""
+
+    observed_generation: Count | None = None
+    """The metadata.generation that this status was made for."""
+    phase: Phase | None = None
+    """Where the migration is, in one word for people. Programs should look at the conditions."""
+    conditions: Annotated[
+        tuple[Condition, ...], Field(max_length=32, json_schema_extra=list_map("type"))
+    ] = ()
+    """Validated, Prepared, Converged, Quiesced, Committed, Finished and Succeeded. Finished turns True
+    however it ends; Succeeded is Unknown until then."""
+    decision: Decision | None = None
+    """A copy, for people, of the decision in the VFIOSwitchover that is named by this object's UID."""
+    pairs: Annotated[tuple[PairStatus, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)] = ()
+    """The pairs as resolved when the migration was prepared."""
+    devices: Annotated[
+        tuple[DeviceProgress, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)
+    ] = ()
+    """How far each pair has come."""
+    timings: Annotated[tuple[StepTiming, ...], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] = ()
+    """How long each step took, in the order in which they happened."""
+    downtime_microseconds: Count | None = None
+    """How long the workload was down, in microseconds: from its pause until it was resumed, measured on one
+    clock."""
+    predicted_downtime_microseconds: Count | None = None
+    """The latest forecast of the downtime, in microseconds."""
+    progress: Progress | None = None
+    """How far the copy of the state has come."""
+    message: Message | None = None
+    """What is going on, or why it ended as it did, in one sentence for people."""

@@ -1,0 +1,14 @@
+"""Names that both sides, the chart and the tests must agree on."""
+
+API = "vfiomigration.io"
+FINALIZER = f"{API}/migration"
+FINISHED_LABEL = f"{API}/finished"
+LEASE_NAME = "vfio-operator"
+ADDRESS_ANNOTATION = f"{API}/leader-address"
+EPOCH_ANNOTATION = f"{API}/epoch"
+CA_CONFIGMAP = "vfio-operator-ca"
+CA_KEY = "ca.crt"
+# Fixed, so that the leader's address may be any: the certificate says this name.
+TLS_NAME = "vfio-operator.vfiomigration.io"
+TOKEN_AUDIENCE = "vfio-operator"  # noqa: S105 - an audience, not a token
+AGENT_SERVICE_ACCOUNT = "vfio-agent"

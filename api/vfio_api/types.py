@@ -1,0 +1,174 @@
+"""What operator and agents tell each other, as frozen data; `wire` turns it into protobuf and back.
+
+Units are in the names: bytes, milliseconds (limits), microseconds (measured).
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.errors import Reason
+
+
+class Role(StrEnum):
+    """Which side of a migration a session is."""
+
+    SOURCE = "Source"
+    TARGET = "Target"
+
+
+class Outcome(StrEnum):
+    """The decision, written once into VFIOSwitchover.status.decision."""
+
+    COMMIT = "Commit"
+    ABORT = "Abort"
+
+
+class Goal(StrEnum):
+    """The state a command tells a session to be in."""
+
+    PREPARED = "Prepared"  # source: device held, flags read. target: RESUMING and listening
+    PRE_COPY = "PreCopy"  # source: streams connected, devices that can are in PRE_COPY
+    QUIESCED = "Quiesced"  # source, barrier A: every device PRE_COPY_P2P or RUNNING_P2P
+    STOP_COPY = "StopCopy"  # source, barrier B: every device STOP_COPY and sent to EOF
+    LOADED = "Loaded"  # target: every device loaded and validated in STOP; the vote
+    RUNNING_P2P = "RunningP2P"  # target, barrier C; source on rollback
+    RUNNING = "Running"  # target, barrier D; source on rollback
+    RELEASED = "Released"  # this migration holds nothing here any more
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationKey:
+    """A VFIOMigration: its UID decides, namespace and name are for people."""
+
+    uid: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDevice:
+    """One device of a session: its name in the migration, its address here, and the node of its counterpart."""
+
+    name: str
+    address: str
+    peer_node: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """Everything a session needs to know of its migration; part of every Prepared command.
+
+    bandwidth_limit_bytes_per_second is 0 for none; the limit is shared by the session's streams.
+    """
+
+    devices: tuple[SessionDevice, ...]
+    pre_copy: bool = True
+    bandwidth_limit_bytes_per_second: int = 0
+    switchover_timeout_milliseconds: int = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other side of a session's streams: where it listens and its certificate for this migration (DER)."""
+
+    node: str
+    data_address: str
+    certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Be in `goal`. Idempotent; (epoch, sequence) orders commands of one migration, older ones are refused.
+
+    deadline_milliseconds is a duration from receipt. `decision` is the one read back from the VFIOSwitchover.
+    """
+
+    migration: MigrationKey
+    role: Role
+    goal: Goal
+    epoch: int
+    sequence: int
+    deadline_milliseconds: int
+    decision: Outcome | None = None
+    spec: SessionSpec | None = None
+    peers: tuple[Peer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """One device as its agent sees it.
+
+    transferred_bytes: sent at a source, loaded at a target. initial_acknowledged: the target has LOADED the initial
+    bytes. drained: the pre-copy stream reached its temporary end at least once.
+    """
+
+    name: str
+    address: str
+    state: DeviceState
+    flags: MigrationFlags = MigrationFlags(0)
+    stop_copy_bytes: int = 0
+    initial_bytes: int = 0
+    dirty_bytes: int = 0
+    transferred_bytes: int = 0
+    bytes_per_second: int = 0
+    initial_acknowledged: bool = False
+    drained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong in a session, with the device, the arc ("RUNNING -> STOP") and the kernel's errno if any."""
+
+    reason: Reason
+    message: str
+    device: str = ""
+    arc: str = ""
+    errno: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long one step took, on the reporting node's clock."""
+
+    step: str
+    microseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionReport:
+    """A session as its agent sees it; sent after every change and on every new connection.
+
+    reached: the last goal that every device of the session is in. backward: it has begun to roll back and will
+    never go forward again.
+    """
+
+    migration_uid: str
+    role: Role
+    epoch: int
+    sequence: int
+    reached: Goal | None = None
+    backward: bool = False
+    certificate: bytes = b""
+    devices: tuple[DeviceReport, ...] = ()
+    failure: Failure | None = None
+    timings: tuple[Timing, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHello:
+    """The first message of an agent on a new connection.
+
+    The node's name is not in it: the operator takes that from the token. incarnation: node boot ID.
+    """
+
+    protocol: int
+    version: str
+    incarnation: str
+    instance: str
+    data_address: str
+    highest_epoch: int
+    sessions: tuple[SessionReport, ...] = field(default=())

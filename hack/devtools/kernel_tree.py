@@ -1,0 +1,108 @@
+"""What the guests need of Debian's kernel packages: downloaded, unpacked, and cut down to size."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import IO
+
+from devtools.kernel_apt import Mirror, PackageError, PrivateApt, require
+
+MODULE_FOLDERS = ("fs/9p", "fs/netfs", "net/9p", "net/core", "drivers/net", "drivers/vfio", "virt/lib")
+IMAGE_FILES = ("./boot/vmlinuz-*", *(f"*/lib/modules/*/kernel/{folder}/*.ko*" for folder in MODULE_FOLDERS))
+DRIVER = "samples/vfio-mdev/mtty.c"
+_STREAM_BUFFER = 1 << 20
+
+
+def fetch_tree(target: Path, mirror: Mirror) -> None:
+    """Fill a folder with the kernel's image, some modules, headers and kbuild, and with busybox, zstd and
+    ``mtty.c``.
+
+    The kernel is the one that linux-image-amd64 of backports stands for; its version goes to the file
+    ``abi``. Raises `MissingToolError` or `PackageError`.
+    """
+    require("apt-get", "apt-cache", "dpkg-deb", "tar", "xz")
+    work = target / "download"
+    apt = PrivateApt(work, mirror)
+    apt.update()
+    abi = apt.dependency("linux-image-amd64", r"\blinux-image-(\d\S*)-amd64\b")
+    version = ".".join(abi.split(".")[:2])
+    packages = [
+        f"linux-image-{abi}-amd64",
+        f"linux-headers-{abi}-amd64",
+        f"linux-headers-{abi}-common",
+        f"linux-kbuild-{abi}",
+        f"linux-source-{version}",
+        f"busybox-static/{mirror.suite}",
+        f"zstd/{mirror.suite}",
+    ]
+    apt.download(packages, work)
+    root = target / "root"
+    root.mkdir()
+    for deb in sorted(work.glob("*.deb")):
+        if deb.name.startswith("linux-image-"):
+            _unpack_some(deb, root)
+        elif deb.name.startswith("linux-source-"):
+            (target / "mtty.c").write_bytes(_driver_source(deb))
+        else:
+            subprocess.run(["dpkg-deb", "-x", deb, root], check=True)
+    (target / "abi").write_text(abi)
+    shutil.rmtree(work)
+
+
+def only(folder: Path, pattern: str) -> Path:
+    """The one path below a folder that matches. Raises `PackageError` if there is none or more than one."""
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise PackageError(f"{len(found)} paths like {pattern} in the unpacked packages, not 1")
+    return found[0]
+
+
+@contextmanager
+def _members(deb: Path) -> Iterator[tarfile.TarFile]:
+    """A package's files as a stream, which may be left before its end."""
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|", bufsize=_STREAM_BUFFER) as archive:
+                yield archive
+        finally:
+            process.kill()
+
+
+def _unpack_some(deb: Path, root: Path) -> None:
+    with _members(deb) as archive:
+        for member in archive:
+            if member.isfile() and any(fnmatch(member.name, pattern) for pattern in IMAGE_FILES):
+                archive.extract(member, root, filter="data")
+
+
+def _driver_source(deb: Path) -> bytes:
+    """Pick one file out of the archive inside the package: by a pipe, much faster than by tarfile."""
+    commands: tuple[Sequence[str | Path], ...] = (
+        ["dpkg-deb", "--fsys-tarfile", deb],
+        ["tar", "-xO", "--wildcards", "./usr/src/linux-source-*.tar.xz"],
+        ["tar", "-xJO", "--wildcards", "--occurrence=1", f"*/{DRIVER}"],
+    )
+    with ExitStack() as stack:
+        stream: IO[bytes] | None = None
+        for command in commands:
+            process = stack.enter_context(
+                subprocess.Popen(command, stdin=stream, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            )
+            stack.callback(process.kill)
+            if stream is not None:
+                stream.close()
+            stream = process.stdout
+        assert stream is not None
+        source = stream.read()
+    if not source:
+        raise PackageError(f"{deb.name} has no {DRIVER}: it is no kernel that this project knows")
+    return source

@@ -1,0 +1,1 @@
+"""The operator: observes VFIOMigrations, plans them, and instructs the node agents."""

@@ -1,0 +1,126 @@
+"""Entry point of the operator: kopf's watches, the control channel and the election, in one event loop."""
+
+import asyncio
+import logging
+import os
+import sys
+from importlib.metadata import version
+
+import kopf
+import structlog
+from prometheus_client import start_http_server
+from pydantic import ValidationError
+from vfio_api import logs
+
+from vfio_operator.channel import AgentLink, start_server
+from vfio_operator.coordinator import Coordinator
+from vfio_operator.handlers import kopf_settings, registry_for
+from vfio_operator.kube import OperatorApi
+from vfio_operator.leader import Leadership, LeadershipLostError
+from vfio_operator.metrics import OperatorMetrics
+from vfio_operator.pki import new_server_identity
+from vfio_operator.settings import OperatorSettings
+
+log = structlog.get_logger()
+GRACE_SECONDS = 2.0
+
+
+class Operator:
+    """The parts of one replica; started by kopf's start-up handler and stopped by its clean-up handler."""
+
+    def __init__(self, settings: OperatorSettings, api: OperatorApi):
+        self._settings, self._api = settings, api
+        self.metrics = OperatorMetrics(version("vfio-migration"))
+        self._identity = new_server_identity()
+        self._stop = asyncio.Event()
+        self.lost = False
+
+    async def run(self) -> None:
+        """Run until SIGTERM or until leadership is lost. Raises OSError if a port cannot be had."""
+        settings = self._settings
+        # the port must be known before the Lease can carry the address, and the Lease before anyone is served
+        leadership = Leadership(
+            self._api.client,
+            settings.namespace,
+            settings.pod_name,
+            "",
+            lease_seconds=settings.lease_seconds,
+            renew_deadline_seconds=settings.renew_deadline_seconds,
+            retry_seconds=settings.retry_seconds,
+        )
+        coordinator = Coordinator(self._api, leadership, self.metrics)
+        link = AgentLink(coordinator.agents, self._api, leadership, self.metrics)
+        server, port = await start_server(link, self._identity, settings.listen_host, settings.listen_port)
+        leadership.address = f"{settings.advertise_host}:{port}"
+        web, web_thread = start_http_server(
+            settings.metrics_port, settings.metrics_host, self.metrics.registry
+        )
+        log.info("operator started", port=port, metrics_port=web.server_port)
+        election = asyncio.create_task(self._elect(leadership, coordinator))
+        try:
+            await kopf.operator(
+                registry=registry_for(coordinator, settings),
+                settings=kopf_settings(settings),
+                clusterwide=True,
+                standalone=True,
+                stop_flag=self._stop,
+                liveness_endpoint=(
+                    f"http://0.0.0.0:{settings.liveness_port}/healthz" if settings.liveness_port else None
+                ),
+            )
+        finally:
+            election.cancel()
+            await asyncio.gather(election, return_exceptions=True)
+            await coordinator.stop()
+            await leadership.release()
+            await server.stop(GRACE_SECONDS)
+            web.shutdown()
+            web_thread.join(GRACE_SECONDS)
+            await self._api.close()
+
+    async def _elect(self, leadership: Leadership, coordinator: Coordinator) -> None:
+        async def elected() -> None:
+            await self._api.publish_ca(self._identity.certificate)
+            coordinator.lead()
+
+        try:
+            await leadership.run(elected)
+        except LeadershipLostError as error:
+            log.error("leadership lost", error=str(error))
+            self.lost = True
+            await coordinator.stop()
+            self._stop.set()
+            # whatever hangs must not outlive the lease
+            asyncio.get_running_loop().call_later(self._settings.lease_seconds, os._exit, 1)
+
+
+async def run(settings: OperatorSettings) -> bool:
+    """Run one replica; True if it ended because it lost its leadership."""
+    api = await OperatorApi.connect(settings.kubeconfig, settings.namespace, settings.pod_name)
+    operator = Operator(settings, api)
+    await operator.run()
+    return operator.lost
+
+
+def main() -> None:
+    """Console script vfio-operator."""
+    try:
+        settings = OperatorSettings()  # type: ignore[call-arg]  # from the environment
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"VFIO_OPERATOR_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()
+        )
+        sys.exit(f"vfio-operator: settings are wrong: {wrong}")
+    logs.configure(settings.log_level, pod=settings.pod_name)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    if settings.kubeconfig is not None:
+        os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf's login looks
+    try:
+        lost = asyncio.run(run(settings))
+    except OSError as error:
+        sys.exit(f"vfio-operator: cannot run: {error}")
+    sys.exit("vfio-operator: leadership lost; a restart makes this replica a standby" if lost else 0)
+
+
+if __name__ == "__main__":
+    main()

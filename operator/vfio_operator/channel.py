@@ -1,0 +1,232 @@
+"""The control channel: a gRPC server that agents dial, and what each of them last said.
+
+Who an agent is comes from its token alone: TokenReview for our audience, the agent's service account, and the node
+that the token is bound to. One agent instance per node: a second one is refused while the first one's stream lives.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import grpc
+import structlog
+from kubernetes.aio.client.exceptions import ApiException
+from vfio_api import PROTOCOL_VERSION, wire
+from vfio_api.names import AGENT_SERVICE_ACCOUNT
+from vfio_api.types import AgentHello, Command, Role, SessionReport
+from vfio_api.v1 import agent_pb2 as pb
+from vfio_api.v1 import agent_pb2_grpc
+
+from vfio_operator.kube import Caller, OperatorApi
+from vfio_operator.leader import Leadership
+from vfio_operator.metrics import OperatorMetrics
+from vfio_operator.pki import ServerIdentity
+
+log = structlog.get_logger()
+HELLO_SECONDS = 10.0
+QUEUED_COMMANDS = 1024
+SERVER_OPTIONS = [
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", 16),
+]
+
+
+@dataclass(slots=True)
+class AgentStream:
+    """One live stream of one agent."""
+
+    node: str
+    pod: str
+    hello: AgentHello
+    number: int
+    commands: asyncio.Queue[Command] = field(default_factory=lambda: asyncio.Queue(QUEUED_COMMANDS))
+    cancel: Callable[[], object] = lambda: None
+
+
+class Agents:
+    """What is known of every agent. `woken(uid)` is called when something about a migration changed (uid "" for all).
+
+    Reports of an agent that is not connected are kept: they are the last that is known.
+    """
+
+    def __init__(self, woken: Callable[[str], None], metrics: OperatorMetrics):
+        self._woken, self._metrics = woken, metrics
+        self._streams: dict[str, AgentStream] = {}
+        self._reports: dict[tuple[str, str, Role], SessionReport] = {}
+        self._number = 0
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """Nodes with a live stream."""
+        return frozenset(self._streams)
+
+    def stream(self, node: str) -> AgentStream | None:
+        """The live stream of a node's agent."""
+        return self._streams.get(node)
+
+    def report(self, node: str, uid: str, role: Role) -> SessionReport | None:
+        """The last report of a session."""
+        return self._reports.get((node, uid, role))
+
+    def forget(self, uid: str) -> None:
+        """A migration has ended: drop its reports."""
+        self._reports = {key: report for key, report in self._reports.items() if key[1] != uid}
+
+    def add(self, node: str, pod: str, hello: AgentHello) -> AgentStream:
+        """A new stream; it replaces an older one of the same instance. Raises PermissionError for another instance."""
+        old = self._streams.get(node)
+        if old is not None and old.hello.instance != hello.instance:
+            raise PermissionError(
+                f"node {node} is served by agent pod {old.pod or '?'} (instance {old.hello.instance[:8]}) already; "
+                f"pod {pod or '?'} (instance {hello.instance[:8]}) is refused: one agent per node"
+            )
+        if old is not None:
+            old.cancel()
+        self._number += 1
+        stream = self._streams[node] = AgentStream(node, pod, hello, self._number)
+        for report in hello.sessions:
+            self._reports[node, report.migration_uid, report.role] = report
+        self._metrics.agents.set(len(self._streams))
+        self._woken("")
+        return stream
+
+    def remove(self, stream: AgentStream) -> None:
+        """A stream has ended."""
+        if self._streams.get(stream.node) is stream:
+            del self._streams[stream.node]
+            self._metrics.agents.set(len(self._streams))
+            self._woken("")
+
+    def reported(self, node: str, report: SessionReport) -> None:
+        """A session changed."""
+        self._reports[node, report.migration_uid, report.role] = report
+        self._woken(report.migration_uid)
+
+    def send(self, node: str, command: Command) -> bool:
+        """Queue a command; False if the agent is not connected or does not keep up (its stream is then ended)."""
+        stream = self._streams.get(node)
+        if stream is None:
+            return False
+        try:
+            stream.commands.put_nowait(command)
+        except asyncio.QueueFull:
+            stream.cancel()
+            return False
+        return True
+
+
+class AgentLink(agent_pb2_grpc.AgentLinkServicer):
+    """The gRPC service."""
+
+    def __init__(self, agents: Agents, api: OperatorApi, leadership: Leadership, metrics: OperatorMetrics):
+        self._agents, self._api, self._leadership, self._metrics = agents, api, leadership, metrics
+
+    async def Connect(  # noqa: N802 - the name of the rpc
+        self, request_iterator: AsyncIterator[pb.AgentMessage], context: grpc.aio.ServicerContext
+    ) -> None:
+        """See agent.proto."""
+        if not self._leadership.leading:
+            await self._refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "this replica does not lead")
+        caller = await self._identify(context)
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                first = await anext(aiter(request_iterator))
+            hello = wire.hello_from_wire(first.hello)
+        except (ValueError, TimeoutError, StopAsyncIteration) as error:
+            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"no valid Hello came: {error}")
+        if not PROTOCOL_VERSION - 1 <= hello.protocol <= PROTOCOL_VERSION:
+            await self._refuse(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"agent on node {caller.node} speaks protocol {hello.protocol}, this operator speaks "
+                f"{PROTOCOL_VERSION - 1} to {PROTOCOL_VERSION}: upgrade the older one",
+            )
+        if hello.highest_epoch > self._leadership.epoch:
+            await self._leadership.raise_epoch(hello.highest_epoch)
+            self._metrics.epoch.set(self._leadership.epoch)
+        try:
+            stream = self._agents.add(caller.node, caller.pod, hello)
+        except PermissionError as error:
+            await self._refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
+        await self._serve(stream, request_iterator, context)
+
+    async def _serve(
+        self,
+        stream: AgentStream,
+        requests: AsyncIterator[pb.AgentMessage],
+        context: grpc.aio.ServicerContext,
+    ) -> None:
+        log.info("agent connected", node=stream.node, pod=stream.pod, version=stream.hello.version)
+        welcome = pb.Welcome(epoch=self._leadership.epoch, node=stream.node)
+        await context.write(pb.OperatorMessage(welcome=welcome))
+        reader = asyncio.create_task(self._read(stream, requests))
+        writer = asyncio.create_task(self._write(stream, context))
+        stream.cancel = lambda: (reader.cancel(), writer.cancel())
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._agents.remove(stream)
+            for task in (reader, writer):
+                task.cancel()
+            results = await asyncio.gather(reader, writer, return_exceptions=True)
+            cause = next((r for r in results if isinstance(r, Exception)), "")
+            log.info("agent disconnected", node=stream.node, cause=str(cause))
+
+    async def _read(self, stream: AgentStream, requests: AsyncIterator[pb.AgentMessage]) -> None:
+        async for message in requests:
+            if message.HasField("report"):
+                self._agents.reported(stream.node, wire.report_from_wire(message.report))
+
+    async def _write(self, stream: AgentStream, context: grpc.aio.ServicerContext) -> None:
+        while True:
+            command = await stream.commands.get()
+            await context.write(pb.OperatorMessage(command=wire.command_to_wire(command)))
+
+    async def _identify(self, context: grpc.aio.ServicerContext) -> Caller:
+        metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
+        bearer = str(metadata.get("authorization", ""))
+        caller = None
+        if bearer.startswith("Bearer ") and len(bearer) < 16384:
+            try:
+                caller = await self._api.review_token(bearer.removeprefix("Bearer "))
+            except (ApiException, OSError, TimeoutError) as error:
+                await self._refuse(
+                    context, grpc.StatusCode.UNAVAILABLE, f"the token cannot be reviewed now: {error}"
+                )
+        expected = f"system:serviceaccount:{self._api.namespace}:{AGENT_SERVICE_ACCOUNT}"
+        if caller is None or caller.username != expected:
+            who = caller.username if caller else "nobody (the token is not valid for this audience)"
+            await self._refuse(
+                context, grpc.StatusCode.UNAUTHENTICATED, f"expected a token of {expected}, found {who}"
+            )
+        assert caller is not None
+        if not caller.node:
+            await self._refuse(
+                context, grpc.StatusCode.UNAUTHENTICATED, "the token is not bound to a pod on a node"
+            )
+        return caller
+
+    async def _refuse(self, context: grpc.aio.ServicerContext, code: grpc.StatusCode, why: str) -> None:
+        log.warning("agent refused", code=code.name, why=why)
+        self._metrics.refused_agents.labels(code.name).inc()
+        await context.abort(code, why)
+
+
+async def start_server(
+    link: AgentLink, identity: ServerIdentity, host: str, port: int
+) -> tuple[grpc.aio.Server, int]:
+    """Listen with TLS; returns the server and the port it listens on. Raises OSError if it cannot."""
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    agent_pb2_grpc.add_AgentLinkServicer_to_server(link, server)  # type: ignore[no-untyped-call]
+    credentials = grpc.ssl_server_credentials([(identity.key, identity.certificate)])
+    try:
+        bound = server.add_secure_port(f"{host}:{port}", credentials)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+    await server.start()
+    return server, bound

@@ -1,0 +1,117 @@
+"""How long steps, phases and the downtime took, on this process's monotonic clock."""
+
+import time
+
+from vfio_api.models_status import Phase
+from vfio_api.types import Outcome, Role
+
+from vfio_operator.execute import Memory
+from vfio_operator.forecast import predicted_downtime_microseconds
+from vfio_operator.kube import now
+from vfio_operator.metrics import OperatorMetrics
+from vfio_operator.observed import Observed
+from vfio_operator.plan import Finish, Plan
+from vfio_operator.status import Measured, StepTiming, outcome_label, reports
+
+BARRIERS = ("BarrierA", "BarrierB", "BarrierC", "BarrierD", "RestoreP2P")
+DOWN = ("BarrierA", "BarrierB")
+# What agents time themselves, in the order in which it happens, and how it is called in the status.
+AGENT_STEPS = {
+    "barrier_a": "BarrierA",
+    "barrier_b": "BarrierB",
+    "transfer": "Transfer",
+    "load": "Load",
+    "barrier_c": "BarrierC",
+    "barrier_d": "BarrierD",
+}
+
+
+class Clockwork:
+    """Times one migration."""
+
+    def __init__(self, metrics: OperatorMetrics, uid: str):
+        self._metrics, self._uid = metrics, uid
+        self._step, self._step_began, self._step_start = "", time.monotonic(), now()
+        self._phase: Phase | None = None
+        self._phase_began = self._step_began
+        self._converge_began: float | None = None
+        self._down_began: float | None = None
+        self._timings: list[StepTiming] = []
+        self._downtime: int | None = None
+        self._predicted: int | None = None
+
+    def track(self, planned: Plan, observed: Observed) -> bool:
+        """Note where the plan is; True if it is at another step than before."""
+        if planned.step == self._step:
+            return False
+        moment = time.monotonic()
+        if self._step:
+            self._close_step(moment)
+        if planned.step == "Converge" and self._converge_began is None:
+            self._converge_began = moment
+        if planned.step == "BeginSwitchover":
+            self._predicted = predicted_downtime_microseconds(observed)
+        if planned.step in DOWN and self._down_began is None:
+            self._down_began = moment
+        committed = observed.switchover.decision is Outcome.COMMIT
+        if committed and self._down_began is not None and self._downtime is None:
+            if planned.step not in ("BarrierC", "BarrierD", "Decide"):
+                self._downtime = int((moment - self._down_began) * 1e6)
+                self._metrics.measured_downtime(self._downtime / 1e6, self._uid)
+        self._step, self._step_began, self._step_start = planned.step, moment, now()
+        self._enter(planned.phase, moment)
+        return True
+
+    def _close_step(self, moment: float) -> None:
+        seconds = moment - self._step_began
+        self._timings.append(StepTiming(self._step, self._step_start, int(seconds * 1e6)))
+        self._metrics.steps.labels(self._step).observe(seconds)
+        if self._step in BARRIERS:
+            self._metrics.barrier_wait.labels(self._step).observe(seconds)
+
+    def _enter(self, phase: Phase, moment: float) -> None:
+        if phase is self._phase:
+            return
+        if self._phase is not None:
+            self._metrics.phases.labels(self._phase.value).observe(moment - self._phase_began)
+            self._metrics.in_progress.labels(self._phase.value).dec()
+        self._phase, self._phase_began = phase, moment
+        self._metrics.in_progress.labels(phase.value).inc()
+
+    def step_seconds(self) -> float:
+        """How long the current step has lasted."""
+        return time.monotonic() - self._step_began
+
+    def converge_expired(self, limit_seconds: float) -> bool:
+        """Whether pre-copy has lasted its limit."""
+        return self._converge_began is not None and time.monotonic() - self._converge_began > limit_seconds
+
+    def measured(self, memory: Memory, observed: Observed | None = None) -> Measured:
+        """What has been measured so far; with `observed`, the agents' own timings are added (at the end)."""
+        timings = tuple(self._timings)
+        if observed is not None:
+            timings += self._agent_timings(observed)
+        return Measured(timings, self._downtime, self._predicted, memory.decision_by, memory.decision_time)
+
+    def _agent_timings(self, observed: Observed) -> tuple[StepTiming, ...]:
+        """The slowest agent's time of each step within the switchover, named Agent/STEP."""
+        slowest: dict[str, int] = {}
+        for participant in observed.participants:
+            for timing in participant.report.timings if participant.report else ():
+                step = AGENT_STEPS.get(timing.step.partition("/")[0])
+                if step is not None:
+                    slowest[step] = max(slowest.get(step, 0), timing.microseconds)
+        start = next((t.start for t in self._timings if t.step in DOWN), self._step_start)
+        return tuple(
+            StepTiming(f"Agent/{step}", start, slowest[step])
+            for step in AGENT_STEPS.values()
+            if step in slowest
+        )
+
+    def finished(self, observed: Observed, finish: Finish) -> None:
+        """Count the outcome."""
+        if self._phase is not None:
+            self._metrics.in_progress.labels(self._phase.value).dec()
+        self._metrics.ended(*outcome_label(finish), self._uid)
+        moved = sum(d.transferred_bytes for d in reports(observed, Role.TARGET).values())
+        self._metrics.bytes.inc(moved)

@@ -1,0 +1,108 @@
+"""Which migrations have a task: every active one, on the leader only. Fed by kopf's events and index."""
+
+import asyncio
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import structlog
+
+from vfio_operator import observe
+from vfio_operator.channel import Agents
+from vfio_operator.kube import OperatorApi
+from vfio_operator.leader import Leadership
+from vfio_operator.metrics import OperatorMetrics
+from vfio_operator.migration import Context, MigrationTask
+from vfio_operator.observed import DeviceRecord
+
+log = structlog.get_logger()
+SETTLE_SECONDS = 10.0
+
+
+class Coordinator:
+    """Keeps what the watches say, and one task per active migration while this replica leads."""
+
+    def __init__(self, api: OperatorApi, leadership: Leadership, metrics: OperatorMetrics):
+        self._api, self._leadership, self._metrics = api, leadership, metrics
+        self.agents = Agents(self._woken, metrics)
+        self._devices: dict[tuple[str, str], DeviceRecord] = {}
+        self._bodies: dict[str, Mapping[str, Any]] = {}
+        self._tasks: dict[str, tuple[MigrationTask, asyncio.Task[None]]] = {}
+        self._context: Context | None = None
+
+    def device(self, body: Mapping[str, Any], *, deleted: bool) -> None:
+        """A VFIODevice was seen."""
+        record = observe.device_of(body)
+        if deleted:
+            self._devices.pop((record.node, record.address), None)
+        else:
+            self._devices[record.node, record.address] = record
+        if self._context is not None and not self._context.agents.connected.isdisjoint({record.node}):
+            self._woken("")
+
+    def migration(self, body: Mapping[str, Any], *, deleted: bool) -> None:
+        """A VFIOMigration was seen."""
+        uid = body["metadata"]["uid"]
+        if deleted or observe.is_finished(body):
+            self._bodies.pop(uid, None)
+        else:
+            self._bodies[uid] = body
+            self._ensure(uid)
+        if deleted and uid in self._tasks:
+            self._tasks[uid][0].wake()
+
+    def lead(self) -> None:
+        """This replica was elected: start a task for every active migration."""
+        settled_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        inventory = MappingProxyType(self._devices)
+        self._context = Context(
+            self._api, self.agents, self._leadership, self._metrics, inventory, settled_at
+        )
+        self._metrics.leader.set(1)
+        self._metrics.epoch.set(self._leadership.epoch)
+        for uid in list(self._bodies):
+            self._ensure(uid)
+
+    async def stop(self) -> None:
+        """End every task; each can be taken up from any point by the next leader."""
+        self._context = None
+        self._metrics.leader.set(0)
+        tasks = [task for _, task in self._tasks.values()]
+        for migration, task in self._tasks.values():
+            migration.stop()
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ensure(self, uid: str) -> None:
+        body = self._bodies[uid]
+        if uid in self._tasks:
+            self._tasks[uid][0].notice(body)
+        elif self._context is not None:
+            migration = MigrationTask(observe.key_of(body), body, self._context)
+            task = asyncio.create_task(migration.run(), name=f"migration {migration.key}")
+            task.add_done_callback(lambda t, u=uid: self._ended(u, t))
+            self._tasks[uid] = migration, task
+
+    def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
+        migration, _ = self._tasks.pop(uid)
+        migration.stop()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error(
+                "task of a migration failed; it is started again",
+                migration=str(migration.key),
+                exc_info=error,
+            )
+            asyncio.get_running_loop().call_later(5.0, self._restart, uid)
+
+    def _restart(self, uid: str) -> None:
+        if uid in self._bodies and uid not in self._tasks:
+            self._ensure(uid)
+
+    def _woken(self, uid: str) -> None:
+        if uid:
+            found = self._tasks.get(uid)
+            if found is not None:
+                found[0].wake()
+            return
+        for migration, _ in self._tasks.values():
+            migration.wake()

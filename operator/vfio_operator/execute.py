@@ -1,0 +1,252 @@
+"""The effects of a plan's actions: API writes and commands. Decides nothing but when to say a thing again."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from kubernetes.aio.client.exceptions import ApiException
+from vfio_api.errors import Reason
+from vfio_api.types import Command, Failure, Goal, Outcome, Peer, Role, SessionDevice, SessionSpec
+
+from vfio_operator import observe
+from vfio_operator.channel import Agents
+from vfio_operator.kube import OperatorApi
+from vfio_operator.leader import Leadership
+from vfio_operator.metrics import OperatorMetrics
+from vfio_operator.observed import DeviceRecord, Observed, Switchover
+from vfio_operator.plan import (
+    PREPARE_SECONDS,
+    AddFinalizer,
+    Claim,
+    CreateSwitchover,
+    Decide,
+    PersistPairs,
+    Send,
+    Unclaim,
+    wants_pre_copy,
+)
+
+log = structlog.get_logger()
+MAX_ATTEMPTS = 6
+FIRST_RETRY_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class Sent:
+    """What was last said to a participant, on which stream, and how often."""
+
+    goal: Goal
+    decision: Outcome | None
+    stream: int
+    sequence: int
+    attempts: int = 1
+    retry_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Memory:
+    """What one migration's task remembers between plans; every fact of it can be found again after a restart."""
+
+    body: Mapping[str, Any]
+    has_finalizer: bool = False
+    pairs_persisted: bool = False
+    claims: set[str] = field(default_factory=set)
+    switchover: Switchover = Switchover()
+    decision_by: str = ""
+    decision_time: str = ""
+    failure: Failure | None = None
+    exhausted: bool = False
+    sent: dict[tuple[str, Role], Sent] = field(default_factory=dict)
+    sequence: int = 0
+
+
+class Executor:
+    """Carries out actions of one migration."""
+
+    def __init__(
+        self,
+        api: OperatorApi,
+        agents: Agents,
+        leadership: Leadership,
+        inventory: Mapping[tuple[str, str], DeviceRecord],
+        metrics: OperatorMetrics,
+        memory: Memory,
+    ):
+        self._api, self._agents, self._leadership = api, agents, leadership
+        self._inventory, self._metrics, self._memory = inventory, metrics, memory
+
+    async def add_finalizer(self, observed: Observed, _action: AddFinalizer) -> None:
+        """Before anything is claimed."""
+        body = await self._api.migration(observed.key)
+        if not observe.has_finalizer(body):
+            await self._api.add_finalizer(observed.key, body)
+        self._memory.has_finalizer = True
+
+    def persist_pairs(self, _observed: Observed, _action: PersistPairs) -> None:
+        """The status that carries the pairs is written by the task before the next step."""
+        self._memory.pairs_persisted = True
+
+    async def claim(self, observed: Observed, action: Claim) -> None:
+        """Reserve every device, or fail with the one that another migration has."""
+        for node, address in action.devices:
+            record = self._inventory[node, address]
+            if record.object_name not in self._memory.claims and not await self._claim_one(observed, record):
+                return
+            self._memory.claims.add(record.object_name)
+
+    async def _claim_one(self, observed: Observed, record: DeviceRecord) -> bool:
+        key = observed.key
+        claim = {"namespace": key.namespace, "name": key.name, "uid": key.uid}
+        current = record
+        for _ in range(MAX_ATTEMPTS):
+            if current.claim_uid == key.uid:
+                return True
+            if current.claim_uid:
+                self._memory.failure = Failure(
+                    Reason.DEVICE_CLAIMED,
+                    f"device {record.address} on node {record.node} was claimed by migration {current.claim_name} "
+                    "meanwhile; wait for it to finish or cancel it",
+                )
+                return False
+            try:
+                await self._api.set_claim(current.object_name, current.resource_version, claim)
+                self._metrics.api_writes.labels("claim").inc()
+                return True
+            except ApiException as error:
+                if error.status != 409:
+                    raise
+            current = observe.device_of(await self._api.device(record.object_name))
+        raise TimeoutError(f"VFIODevice {record.object_name} changes faster than it can be claimed")
+
+    async def unclaim(self, observed: Observed, _action: Unclaim) -> None:
+        """Give every claimed device free, except those whose agent is away and may still hold something."""
+        away = {
+            (p.node, device.address)
+            for p in observed.participants
+            if p.touched and not p.connected and p.report is not None
+            for device in p.report.devices
+        }
+        for record in [r for r in self._inventory.values() if r.object_name in self._memory.claims]:
+            if (record.node, record.address) not in away:
+                await self._unclaim_one(observed, record)
+        self._memory.claims.clear()
+
+    async def _unclaim_one(self, observed: Observed, record: DeviceRecord) -> None:
+        for _ in range(MAX_ATTEMPTS):
+            current = observe.device_of(await self._api.device(record.object_name))
+            if current.claim_uid != observed.key.uid:
+                return
+            try:
+                await self._api.set_claim(current.object_name, current.resource_version, None)
+                self._metrics.api_writes.labels("release").inc()
+                return
+            except ApiException as error:
+                if error.status != 409:
+                    raise
+        raise TimeoutError(f"VFIODevice {record.object_name} changes faster than its claim can be dropped")
+
+    def send(self, observed: Observed, action: Send) -> None:
+        """Say it once per stream; again, with backoff, after a failure on the way back or after the decision."""
+        stream = self._agents.stream(action.node)
+        identity = action.node, action.role
+        last = self._memory.sent.get(identity)
+        if stream is None:
+            return  # said as soon as it is back
+        now = asyncio.get_running_loop().time()
+        attempts = 1
+        if last is not None and (last.goal, last.decision, last.stream) == (
+            action.goal,
+            action.decision,
+            stream.number,
+        ):
+            report = self._agents.report(action.node, observed.key.uid, action.role)
+            if report is None or report.failure is None or report.sequence < last.sequence:
+                return
+            if now < last.retry_at:
+                return
+            attempts = last.attempts + 1
+            if attempts > MAX_ATTEMPTS:
+                self._memory.exhausted = True
+                return
+        self._memory.sequence += 1
+        retry_at = now + FIRST_RETRY_SECONDS * 2**attempts
+        self._memory.sent[identity] = Sent(
+            action.goal, action.decision, stream.number, self._memory.sequence, attempts, retry_at
+        )
+        self._agents.send(action.node, self._command(observed, action))
+
+    def _command(self, observed: Observed, action: Send) -> Command:
+        seconds: float = PREPARE_SECONDS
+        if action.goal in (Goal.QUIESCED, Goal.STOP_COPY):
+            seconds = observed.wish.strategy.switchover_timeout_seconds
+        prepare = action.goal is Goal.PREPARED
+        return Command(
+            migration=observed.key,
+            role=action.role,
+            goal=action.goal,
+            epoch=self._leadership.epoch,
+            sequence=self._memory.sequence,
+            deadline_milliseconds=int(seconds * 1000),
+            decision=action.decision,
+            spec=self._spec(observed, action) if prepare else None,
+            peers=self._peers(observed, action) if prepare or action.goal is Goal.PRE_COPY else (),
+        )
+
+    def _spec(self, observed: Observed, action: Send) -> SessionSpec:
+        strategy = observed.wish.strategy
+        source = action.role is Role.SOURCE
+        return SessionSpec(
+            devices=tuple(
+                SessionDevice(p.name, p.source_device, p.target_node)
+                if source
+                else SessionDevice(p.name, p.target_device, p.source_node)
+                for p in observed.pairs
+                if action.node == (p.source_node if source else p.target_node)
+            ),
+            pre_copy=source and wants_pre_copy(observed, action.node),
+            bandwidth_limit_bytes_per_second=strategy.bandwidth_limit_bytes_per_second,
+            switchover_timeout_milliseconds=strategy.switchover_timeout_seconds * 1000,
+        )
+
+    def _peers(self, observed: Observed, action: Send) -> tuple[Peer, ...]:
+        other = Role.TARGET if action.role is Role.SOURCE else Role.SOURCE
+        return tuple(
+            Peer(p.node, p.data_address, p.report.certificate)
+            for p in observed.side(other)
+            if p.report is not None and p.report.certificate
+        )
+
+    async def create_switchover(self, observed: Observed, _action: CreateSwitchover) -> None:
+        """The durable intent. That it exists already is as good: then its decision counts."""
+        try:
+            await self._api.create_switchover(observed, self._leadership.epoch)
+            self._memory.switchover = Switchover(True)
+        except ApiException as error:
+            if error.status != 409:
+                raise
+            self.read_back(await self._api.switchover(observed.key))
+
+    async def decide(self, observed: Observed, action: Decide) -> None:
+        """Write the decision once; whatever happens, obey only what is read back."""
+        try:
+            stored: Mapping[str, Any] | None = await self._api.decide(observed.key, action.outcome)
+        except (ApiException, OSError, TimeoutError) as error:
+            log.warning("decision in doubt, reading it back", migration=str(observed.key), error=str(error))
+            stored = await self._api.switchover(observed.key)
+        self.read_back(stored)
+        decided = self._memory.switchover.decision
+        if decided is not None:
+            self._metrics.decisions.labels(decided.value).inc()
+            if decided is not action.outcome:
+                self._metrics.races_lost.inc()
+
+    def read_back(self, stored: Mapping[str, Any] | None) -> None:
+        """Remember the switchover as it is stored."""
+        self._memory.switchover = observe.switchover_of(stored)
+        decision = (stored or {}).get("status", {}).get("decision", {})
+        self._memory.decision_by, self._memory.decision_time = (
+            decision.get("by", ""),
+            decision.get("time", ""),
+        )

@@ -1,0 +1,53 @@
+"""kopf's part: two watches. Only event handlers, login, start-up and clean-up are used, so that kopf writes nothing.
+
+kopf's own finalizers, patches and Events would be written by a standby replica too; the leader writes ours itself.
+"""
+
+from typing import Any
+
+import kopf
+from vfio_api import API_GROUP, API_VERSION
+from vfio_api.names import FINISHED_LABEL
+
+from vfio_operator.coordinator import Coordinator
+from vfio_operator.settings import OperatorSettings
+
+
+def registry_for(coordinator: Coordinator, settings: OperatorSettings) -> kopf.OperatorRegistry:
+    """A registry whose handlers feed `coordinator`."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> Any:
+        if settings.kubeconfig is not None:
+            return kopf.login_with_kubeconfig(**kwargs)
+        return kopf.login_with_service_account(**kwargs)
+
+    @kopf.on.event(API_GROUP, API_VERSION, "vfiodevices", registry=registry)  # type: ignore[arg-type]
+    async def device(event: kopf.RawEvent, **_: Any) -> None:
+        coordinator.device(event["object"], deleted=event["type"] == "DELETED")
+
+    @kopf.on.event(API_GROUP, API_VERSION, "vfiomigrations", registry=registry)  # type: ignore[arg-type]
+    async def migration(event: kopf.RawEvent, **_: Any) -> None:
+        coordinator.migration(event["object"], deleted=event["type"] == "DELETED")
+
+    return registry
+
+
+def kopf_settings(settings: OperatorSettings) -> kopf.OperatorSettings:
+    """kopf, quiet and quick: no Events, no progress in the objects, short queues, finished objects left out."""
+    made = kopf.OperatorSettings()
+    made.posting.enabled = False
+    made.posting.loggers = False
+    made.scanning.disabled = (
+        True  # the CRDs are installed before the operator: no watch on them or on namespaces
+    )
+    made.watching.chunk_size = 500
+    made.watching.label_selectors[API_GROUP, API_VERSION, "vfiomigrations"] = f"!{FINISHED_LABEL}"
+    made.networking.request_timeout = 30
+    made.networking.connect_timeout = 5
+    made.networking.error_backoffs = (0.2, 0.5, 1, 2, 4)
+    made.queueing.idle_timeout = 0.5
+    made.queueing.exit_timeout = 0.5
+    made.process.ultimate_exiting_timeout = 10
+    return made

@@ -1,0 +1,300 @@
+"""What the operator asks of the API server. Thin: every method is one request, with a deadline."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+from vfio_api import API_GROUP, API_VERSION
+from vfio_api.names import CA_CONFIGMAP, CA_KEY, FINALIZER, FINISHED_LABEL, TOKEN_AUDIENCE
+from vfio_api.types import MigrationKey, Outcome
+
+from vfio_operator.observed import Observed
+
+FIELD_MANAGER = "vfio-operator"
+REQUEST_SECONDS = 10.0
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who a token belongs to, as the API server says: the user name, and the node and pod it is bound to."""
+
+    username: str
+    node: str
+    pod: str
+
+
+def now() -> str:
+    """The time of day for people, RFC 3339 with microseconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class OperatorApi:
+    """The API server as the operator uses it. Errors are kubernetes.aio's ApiException and OSError."""
+
+    def __init__(self, api_client: Any, namespace: str, instance: str):
+        self.client, self.namespace, self.instance = api_client, namespace, instance
+        self._objects = client.CustomObjectsApi(api_client)
+        self._core = client.CoreV1Api(api_client)
+        self._authn = client.AuthenticationV1Api(api_client)
+        self._events = client.EventsV1Api(api_client)
+
+    @classmethod
+    async def connect(cls, kubeconfig: Path | None, namespace: str, instance: str) -> "OperatorApi":
+        """From a kubeconfig, or from the pod's service account."""
+        settings = client.Configuration()
+        if kubeconfig is not None:
+            await config.load_kube_config(str(kubeconfig), client_configuration=settings)
+        else:
+            config.load_incluster_config(client_configuration=settings)
+        return cls(client.ApiClient(settings), namespace, instance)
+
+    async def apply_status(self, key: MigrationKey, status: Json) -> None:
+        """Server-side apply of a migration's whole status."""
+        await self._objects.patch_namespaced_custom_object_status(
+            API_GROUP,
+            API_VERSION,
+            key.namespace,
+            "vfiomigrations",
+            key.name,
+            {
+                "apiVersion": f"{API_GROUP}/{API_VERSION}",
+                "kind": "VFIOMigration",
+                "metadata": {"name": key.name, "namespace": key.namespace, "uid": key.uid},
+                "status": status,
+            },
+            field_manager=FIELD_MANAGER,
+            force=True,
+            _content_type=APPLY,
+            _request_timeout=REQUEST_SECONDS,
+        )
+
+    async def migration(self, key: MigrationKey) -> Json:
+        """The VFIOMigration as it is now."""
+        found: Json = await self._objects.get_namespaced_custom_object(
+            API_GROUP,
+            API_VERSION,
+            key.namespace,
+            "vfiomigrations",
+            key.name,
+            _request_timeout=REQUEST_SECONDS,
+        )
+        return found
+
+    async def add_finalizer(self, key: MigrationKey, body: Mapping[str, Any]) -> None:
+        """Add our finalizer, by compare-and-set on what was read."""
+        metadata = body["metadata"]
+        await self._patch_metadata(
+            key,
+            {
+                "resourceVersion": metadata["resourceVersion"],
+                "finalizers": [*metadata.get("finalizers", []), FINALIZER],
+            },
+        )
+
+    async def finished(self, key: MigrationKey) -> None:
+        """Drop our finalizer and label the object, so that the watch leaves it out."""
+        metadata = (await self.migration(key))["metadata"]
+        await self._patch_metadata(
+            key,
+            {
+                "resourceVersion": metadata["resourceVersion"],
+                "finalizers": [f for f in metadata.get("finalizers", []) if f != FINALIZER],
+                "labels": {FINISHED_LABEL: "true"},
+            },
+        )
+
+    async def _patch_metadata(self, key: MigrationKey, metadata: Json) -> None:
+        await self._objects.patch_namespaced_custom_object(
+            API_GROUP,
+            API_VERSION,
+            key.namespace,
+            "vfiomigrations",
+            key.name,
+            {"metadata": {"uid": key.uid, **metadata}},
+            field_manager=FIELD_MANAGER,
+            _content_type=MERGE,
+            _request_timeout=REQUEST_SECONDS,
+        )
+
+    async def device(self, object_name: str) -> Json:
+        """A VFIODevice as it is now."""
+        found: Json = await self._objects.get_cluster_custom_object(
+            API_GROUP, API_VERSION, "vfiodevices", object_name, _request_timeout=REQUEST_SECONDS
+        )
+        return found
+
+    async def set_claim(self, object_name: str, resource_version: str, claim: Json | None) -> None:
+        """Reserve a device or give it free, by compare-and-set: ApiException 409 if it changed since it was read."""
+        await self._objects.patch_cluster_custom_object(
+            API_GROUP,
+            API_VERSION,
+            "vfiodevices",
+            object_name,
+            {"metadata": {"resourceVersion": resource_version}, "spec": {"claimRef": claim}},
+            field_manager=FIELD_MANAGER,
+            _content_type=MERGE,
+            _request_timeout=REQUEST_SECONDS,
+        )
+
+    async def create_switchover(self, observed: Observed, epoch: int) -> None:
+        """The durable intent. ApiException 409 if it exists already, which is as good."""
+        key = observed.key
+        owner = {
+            "apiVersion": f"{API_GROUP}/{API_VERSION}",
+            "kind": "VFIOMigration",
+            "name": key.name,
+            "uid": key.uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+        await self._objects.create_namespaced_custom_object(
+            API_GROUP,
+            API_VERSION,
+            key.namespace,
+            "vfioswitchovers",
+            {
+                "apiVersion": f"{API_GROUP}/{API_VERSION}",
+                "kind": "VFIOSwitchover",
+                "metadata": {"name": key.uid, "namespace": key.namespace, "ownerReferences": [owner]},
+                "spec": {
+                    "migrationName": key.name,
+                    "migrationUID": key.uid,
+                    "epoch": epoch,
+                    "sourceNodes": sorted({p.source_node for p in observed.pairs}),
+                    "targetNodes": sorted({p.target_node for p in observed.pairs}),
+                    "timeoutSeconds": observed.wish.strategy.switchover_timeout_seconds,
+                },
+            },
+            field_manager=FIELD_MANAGER,
+            _request_timeout=REQUEST_SECONDS,
+        )
+
+    async def switchover(self, key: MigrationKey) -> Json | None:
+        """The VFIOSwitchover as it is now, None if there is none."""
+        try:
+            found: Json = await self._objects.get_namespaced_custom_object(
+                API_GROUP,
+                API_VERSION,
+                key.namespace,
+                "vfioswitchovers",
+                key.uid,
+                _request_timeout=REQUEST_SECONDS,
+            )
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    async def decide(self, key: MigrationKey, outcome: Outcome) -> Json:
+        """Write the decision; returns the object as it is stored. Any error means doubt: read it back."""
+        stored: Json = await self._objects.patch_namespaced_custom_object_status(
+            API_GROUP,
+            API_VERSION,
+            key.namespace,
+            "vfioswitchovers",
+            key.uid,
+            {"status": {"decision": {"outcome": outcome.value, "by": self.instance, "time": now()}}},
+            field_manager=FIELD_MANAGER,
+            _content_type=MERGE,
+            _request_timeout=REQUEST_SECONDS,
+        )
+        return stored
+
+    async def node_exists(self, name: str) -> bool:
+        """Whether there is a Node of that name."""
+        try:
+            await self._core.read_node(name, _request_timeout=REQUEST_SECONDS)
+        except ApiException as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    async def review_token(self, token: str) -> Caller | None:
+        """Who `token` (for our audience) belongs to; None if it is not valid."""
+        review = await self._authn.create_token_review(
+            {
+                "apiVersion": "authentication.k8s.io/v1",
+                "kind": "TokenReview",
+                "spec": {"token": token, "audiences": [TOKEN_AUDIENCE]},
+            },
+            _request_timeout=REQUEST_SECONDS,
+        )
+        status = review.status
+        if not status.authenticated or TOKEN_AUDIENCE not in (status.audiences or []):
+            return None
+        extra = status.user.extra or {}
+        prefix = "authentication.kubernetes.io/"
+        return Caller(
+            status.user.username,
+            next(iter(extra.get(prefix + "node-name", [])), ""),
+            next(iter(extra.get(prefix + "pod-name", [])), ""),
+        )
+
+    async def publish_ca(self, certificate: bytes) -> None:
+        """Put the leader's certificate first and the one before it second, for agents to trust."""
+        try:
+            found = await self._core.read_namespaced_config_map(
+                CA_CONFIGMAP, self.namespace, _request_timeout=REQUEST_SECONDS
+            )
+            old = (found.data or {}).get(CA_KEY, "")
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            old = ""
+        end = "-----END CERTIFICATE-----\n"
+        previous = old.partition(end)[0] + end if end in old else ""
+        await self._core.patch_namespaced_config_map(
+            CA_CONFIGMAP,
+            self.namespace,
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": CA_CONFIGMAP, "namespace": self.namespace},
+                "data": {CA_KEY: certificate.decode() + previous},
+            },
+            field_manager=FIELD_MANAGER,
+            force=True,
+            _content_type=APPLY,
+            _request_timeout=REQUEST_SECONDS,
+        )
+
+    async def event(self, key: MigrationKey, reason: str, message: str, *, warning: bool = False) -> None:
+        """An Event about a migration."""
+        stamp = now()
+        regarding = {
+            "apiVersion": f"{API_GROUP}/{API_VERSION}",
+            "kind": "VFIOMigration",
+            "name": key.name,
+            "namespace": key.namespace,
+            "uid": key.uid,
+        }
+        await self._events.create_namespaced_event(
+            key.namespace,
+            {
+                "apiVersion": "events.k8s.io/v1",
+                "kind": "Event",
+                "metadata": {"generateName": f"{key.name[:200]}.", "namespace": key.namespace},
+                "eventTime": stamp,
+                "reportingController": f"{API_GROUP}/operator",
+                "reportingInstance": self.instance[:128],
+                "action": "Migrate",
+                "reason": reason[:128],
+                "regarding": regarding,
+                "note": message[:1024],
+                "type": "Warning" if warning else "Normal",
+            },
+            _request_timeout=REQUEST_SECONDS,
+        )
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self.client.close()

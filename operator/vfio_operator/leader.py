@@ -1,0 +1,143 @@
+"""Leadership: a Lease taken by compare-and-set, which raises the fencing epoch in the same write.
+
+Source: client-go's leaderelection (which "does not guarantee that only one client is acting as a leader"): that is
+why every command carries the epoch and agents refuse older ones. Time is this process's own monotonic clock: another
+holder's lease has expired when it has not changed for its duration as seen from here.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from kubernetes.aio import client
+from kubernetes.aio.client.exceptions import ApiException
+from vfio_api.names import ADDRESS_ANNOTATION, EPOCH_ANNOTATION, LEASE_NAME
+
+log = structlog.get_logger()
+
+
+class LeadershipLostError(RuntimeError):
+    """The Lease could not be renewed in time, or another replica has it."""
+
+
+class Leadership:
+    """Takes and keeps the Lease for `identity`, reachable at `address`. `epoch` is 0 while not leading."""
+
+    def __init__(
+        self,
+        api_client: Any,
+        namespace: str,
+        identity: str,
+        address: str,
+        *,
+        lease_seconds: float,
+        renew_deadline_seconds: float,
+        retry_seconds: float,
+    ):
+        self._leases = client.CoordinationV1Api(api_client)
+        self._namespace, self._identity, self.address = namespace, identity, address
+        self._lease_seconds, self._deadline, self._retry = (
+            lease_seconds,
+            renew_deadline_seconds,
+            retry_seconds,
+        )
+        self._seen: tuple[str, float] = ("", time.monotonic())
+        self._lease: Any = None
+        self._writing = asyncio.Lock()
+        self.epoch = 0
+
+    @property
+    def leading(self) -> bool:
+        """Whether this process holds the Lease, as far as it knows."""
+        return self.epoch > 0
+
+    async def run(self, elected: Callable[[], Awaitable[None]]) -> None:
+        """Wait for the Lease, take it, call `elected` once, then renew. Raises LeadershipLostError at the end of it."""
+        while not await self._try(self._take):
+            await asyncio.sleep(self._retry)
+        log.info("leading", epoch=self.epoch, address=self.address)
+        await elected()
+        renewed = time.monotonic()
+        while True:
+            await asyncio.sleep(self._retry)
+            if await self._try(self._renew):
+                renewed = time.monotonic()
+            elif not self.leading or time.monotonic() - renewed > self._deadline:
+                self.epoch = 0
+                raise LeadershipLostError(
+                    f"lease {LEASE_NAME} was lost; this replica ends, the next one leads"
+                )
+
+    async def raise_epoch(self, above: int) -> None:
+        """An agent has seen epoch `above`: never command with less. Raises LeadershipLostError."""
+        async with self._writing:
+            if above >= self.epoch and not await self._write(max(above, self.epoch) + 1):
+                raise LeadershipLostError("the epoch could not be raised")
+
+    async def release(self) -> None:
+        """On a clean exit: let the next replica lead at once. Best effort."""
+        if self.leading:
+            self.epoch = 0
+            self._lease.spec.holder_identity = ""
+            try:
+                async with asyncio.timeout(self._retry):
+                    await self._replace()
+            except (ApiException, OSError, TimeoutError) as error:
+                log.warning("lease not released; the next leader waits for it to expire", error=str(error))
+
+    async def _try(self, attempt: Callable[[], Awaitable[bool]]) -> bool:
+        try:
+            async with asyncio.timeout(max(self._retry, 1.0)):
+                return await attempt()
+        except (ApiException, OSError, TimeoutError) as error:
+            log.warning("lease not reached", error=str(error).partition("\n")[0])
+            return False
+
+    async def _take(self) -> bool:
+        lease = await self._leases.read_namespaced_lease(LEASE_NAME, self._namespace)
+        holder, version = lease.spec.holder_identity or "", lease.metadata.resource_version
+        if holder and holder != self._identity:
+            if self._seen[0] != version:
+                self._seen = (version, time.monotonic())
+            duration = float(lease.spec.lease_duration_seconds or self._lease_seconds)
+            if time.monotonic() - self._seen[1] < duration:
+                return False
+        self._lease = lease
+        async with self._writing:
+            return await self._write(int((lease.metadata.annotations or {}).get(EPOCH_ANNOTATION, "0")) + 1)
+
+    async def _renew(self) -> bool:
+        async with self._writing:
+            return await self._write(self.epoch)
+
+    async def _write(self, epoch: int) -> bool:
+        """Replace the Lease by compare-and-set on the version last seen; False if another replica was faster."""
+        stamp = datetime.now(UTC)
+        lease = self._lease
+        lease.metadata.annotations = {
+            **(lease.metadata.annotations or {}),
+            EPOCH_ANNOTATION: str(epoch),
+            ADDRESS_ANNOTATION: self.address,
+        }
+        lease.metadata.managed_fields = None
+        if lease.spec.holder_identity != self._identity:
+            lease.spec.lease_transitions = (lease.spec.lease_transitions or 0) + 1
+            lease.spec.acquire_time = stamp
+        lease.spec.holder_identity = self._identity
+        lease.spec.lease_duration_seconds = max(1, int(self._lease_seconds))
+        lease.spec.renew_time = stamp
+        try:
+            await self._replace()
+        except ApiException as error:
+            if error.status != 409:
+                raise
+            self.epoch = 0
+            return False
+        self.epoch = epoch
+        return True
+
+    async def _replace(self) -> None:
+        self._lease = await self._leases.replace_namespaced_lease(LEASE_NAME, self._namespace, self._lease)

@@ -1,0 +1,114 @@
+"""From objects as the API server has them to the frozen picture that the plan looks at. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from vfio_api.device import MigrationFlags
+from vfio_api.models import MigrationSpec, Mode, OnConvergenceTimeout, PauseMethod, parse_quantity
+from vfio_api.names import FINALIZER
+from vfio_api.types import MigrationKey, Outcome
+
+from vfio_operator.observed import DeviceRecord, Pair, Strategy, Switchover, Wish
+
+Body = Mapping[str, Any]
+
+
+def key_of(body: Body) -> MigrationKey:
+    """Which migration an object is."""
+    metadata = body["metadata"]
+    return MigrationKey(metadata["uid"], metadata["namespace"], metadata["name"])
+
+
+def wish_of(body: Body) -> Wish:
+    """What the user asks for. A spec that does not fit the model becomes an unsupported wish, never an error."""
+    deleted = bool(body["metadata"].get("deletionTimestamp"))
+    try:
+        spec = MigrationSpec.model_validate(dict(body["spec"]))
+    except ValidationError as error:
+        problems = "; ".join(f"spec.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return Wish((), deleted=deleted, unsupported=f"the spec is not valid: {problems}")
+    pairs = tuple(
+        Pair(d.name, d.source.node_name, d.source.device, d.target.node_name, d.target.device)
+        for d in spec.devices or ()
+    )
+    chosen = spec.strategy
+    limit = chosen.bandwidth_limit_bytes_per_second
+    strategy = Strategy(
+        downtime_limit_milliseconds=chosen.downtime_limit_milliseconds,
+        pre_copy=chosen.pre_copy.value,
+        convergence_timeout_seconds=chosen.convergence_timeout_seconds,
+        switch_over_on_timeout=chosen.on_convergence_timeout is OnConvergenceTimeout.SWITCHOVER,
+        switchover_ack=chosen.switchover_ack,
+        switchover_timeout_seconds=chosen.switchover_timeout_seconds,
+        bandwidth_limit_bytes_per_second=parse_quantity(limit) if limit is not None else 0,
+    )
+    return Wish(pairs, strategy, spec.cancel, deleted, _unsupported(spec))
+
+
+def _unsupported(spec: MigrationSpec) -> str:
+    if spec.mode is not Mode.MIGRATE:
+        return f"spec.mode is {spec.mode.value}; this version does Migrate only"
+    if not spec.devices:
+        return "spec.devices is absent; this version needs each pair to be named there"
+    if spec.workload is not None and spec.workload.pause.method is not PauseMethod.NONE:
+        return (
+            f"spec.workload.pause.method is {spec.workload.pause.method.value}; this version does None only"
+        )
+    return ""
+
+
+def has_finalizer(body: Body) -> bool:
+    """Whether our finalizer is on the object."""
+    return FINALIZER in body["metadata"].get("finalizers", ())
+
+
+def is_finished(body: Body) -> bool:
+    """Whether the terminal status was written."""
+    conditions = body.get("status", {}).get("conditions", ())
+    return any(c["type"] == "Finished" and c["status"] == "True" for c in conditions)
+
+
+def persisted_pairs(body: Body) -> tuple[Pair, ...]:
+    """The resolved pairs that an earlier leader wrote down."""
+    return tuple(
+        Pair(
+            p["name"],
+            p["source"]["nodeName"],
+            p["source"]["device"],
+            p["target"]["nodeName"],
+            p["target"]["device"],
+        )
+        for p in body.get("status", {}).get("pairs", ())
+    )
+
+
+def device_of(body: Body) -> DeviceRecord:
+    """A VFIODevice."""
+    spec, status = body["spec"], body.get("status", {})
+    claim = spec.get("claimRef") or {}
+    flags = MigrationFlags(0)
+    for name in status.get("migrationFlags", ()):
+        flags |= MigrationFlags[name]
+    return DeviceRecord(
+        object_name=body["metadata"]["name"],
+        node=spec["nodeName"],
+        address=spec["address"],
+        driver=status.get("driver", ""),
+        model=status.get("model", ""),
+        flags=flags,
+        migratable=status.get("migratable", False),
+        holder=status.get("holder", ""),
+        claim_uid=claim.get("uid", ""),
+        claim_name=f"{claim['namespace']}/{claim['name']}" if claim else "",
+        resource_version=body["metadata"].get("resourceVersion", ""),
+        message=status.get("message", ""),
+    )
+
+
+def switchover_of(body: Body | None) -> Switchover:
+    """A VFIOSwitchover, or the absence of one."""
+    if body is None:
+        return Switchover()
+    outcome = body.get("status", {}).get("decision", {}).get("outcome")
+    return Switchover(True, Outcome(outcome) if outcome else None)

@@ -1,0 +1,99 @@
+"""Writes status and Events of one migration: the newest wins, off the critical path, Events after the status."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from kubernetes.aio.client.exceptions import ApiException
+from vfio_api.types import MigrationKey
+
+from vfio_operator import status
+from vfio_operator.kube import OperatorApi, now
+from vfio_operator.metrics import OperatorMetrics
+from vfio_operator.observed import Observed
+from vfio_operator.plan import Finish, Plan
+from vfio_operator.status import Json, Measured
+
+log = structlog.get_logger()
+PROGRESS_SECONDS = 0.5
+# In these steps the workload is down: nothing is written that can wait.
+QUIET_STEPS = frozenset({"BarrierA", "BarrierB", "Vote", "Decide", "BarrierC", "BarrierD"})
+ANNOUNCED = {
+    "PrepareSources": ("Preparing", "devices are reserved; agents prepare sources and targets"),
+    "Converge": ("PreCopyStarted", "device state is copied while the devices run"),
+    "ReleaseSources": ("Switched", "every device runs at its target"),
+    "Restore": ("RollingBack", "sources are returned to RUNNING"),
+}
+
+
+class Publisher:
+    """The status and Events of `key`."""
+
+    def __init__(
+        self, api: OperatorApi, metrics: OperatorMetrics, key: MigrationKey, body: Mapping[str, Any]
+    ):
+        self._api, self._metrics, self._key = api, metrics, key
+        self._generation = body["metadata"].get("generation", 1)
+        self._written: Json = dict(body.get("status", {}))
+        self._offered: tuple[Observed, Plan, Measured] | None = None
+        self._announced: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._writing = asyncio.Lock()
+
+    def offer(self, observed: Observed, planned: Plan, measured: Measured) -> None:
+        """Have the status written soon; only the newest offer is. In the switchover nothing is."""
+        if planned.step in QUIET_STEPS:
+            return
+        self._offered = observed, planned, measured
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain())
+
+    def stop(self) -> None:
+        """Write nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _drain(self) -> None:
+        while self._offered is not None:
+            (observed, planned, measured), self._offered = self._offered, None
+            try:
+                await self.write(observed, planned, measured)
+            except (ApiException, OSError, TimeoutError) as error:
+                log.warning(
+                    "status not written", migration=str(self._key), error=str(error).partition("\n")[0]
+                )
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+    async def write(self, observed: Observed, planned: Plan, measured: Measured) -> None:
+        """Write the status now if it differs from the last one written."""
+        async with self._writing:
+            made = status.build(observed, planned, measured, self._generation, now(), self._written)
+            if made != self._written:
+                await self._api.apply_status(self._key, made)
+                self._metrics.api_writes.labels("status").inc()
+                self._written = made
+        await self._announce(planned)
+
+    async def _announce(self, planned: Plan) -> None:
+        event = ANNOUNCED.get(planned.step)
+        if event is not None and planned.step not in self._announced:
+            self._announced.add(planned.step)
+            reason, message = event
+            await self._event(reason, f"{message}: {planned.sentence}", warning=reason == "RollingBack")
+
+    async def finished(self, planned: Plan, finish: Finish, measured: Measured) -> None:
+        """The last Event, after the terminal status was written."""
+        self.stop()
+        _, reason = status.outcome_label(finish)
+        message = planned.sentence
+        if measured.downtime_microseconds is not None and finish.failure is None:
+            message += f"; downtime {measured.downtime_microseconds / 1000:.1f} ms"
+        await self._event(reason, message, warning=finish.failure is not None)
+
+    async def _event(self, reason: str, message: str, *, warning: bool) -> None:
+        try:
+            await self._api.event(self._key, reason, message, warning=warning)
+            self._metrics.api_writes.labels("event").inc()
+        except (ApiException, OSError, TimeoutError) as error:  # an Event is a courtesy
+            log.warning("event not posted", migration=str(self._key), error=str(error).partition("\n")[0])

@@ -1,0 +1,182 @@
+"""Validation before anything is touched: a list of checks, read top-down, the first that fires refuses. Pure.
+
+Each message names the pair or device, what was expected, what was found, and the next step.
+"""
+
+from collections.abc import Callable, Iterator
+
+from vfio_api.device import MigrationFlags
+from vfio_api.errors import Reason
+from vfio_api.types import Failure
+
+from vfio_operator.observed import DeviceRecord, Observed, Pair
+
+
+def refusal(observed: Observed) -> Failure | None:
+    """Why this migration cannot be done, or None. Looks only at the inventory and the spec."""
+    for check in CHECKS:
+        for failure in check(observed):
+            return failure
+    return None
+
+
+def _supported(observed: Observed) -> Iterator[Failure]:
+    if observed.wish.unsupported:
+        yield Failure(Reason.UNSUPPORTED_SPEC, observed.wish.unsupported)
+
+
+def _ends(observed: Observed) -> Iterator[tuple[str, str, str, str]]:
+    """(pair, "source" or "target", node, address) of every end of every pair."""
+    for pair in observed.wish.pairs:
+        yield pair.name, "source", pair.source_node, pair.source_device
+        yield pair.name, "target", pair.target_node, pair.target_device
+
+
+def _distinct(observed: Observed) -> Iterator[Failure]:
+    seen: dict[tuple[str, str], str] = {}
+    for pair in observed.wish.pairs:
+        if (pair.source_node, pair.source_device) == (pair.target_node, pair.target_device):
+            yield Failure(
+                Reason.SOURCE_EQUALS_TARGET,
+                f"pair {pair.name}: source and target are both device {pair.source_device} on node "
+                f"{pair.source_node}; name another device or node as its target",
+                pair.name,
+            )
+    for name, end, node, address in _ends(observed):
+        where = f"pair {name} {end}"
+        if (node, address) in seen:
+            yield Failure(
+                Reason.DUPLICATE_DEVICE,
+                f"device {address} on node {node} is both {seen[node, address]} and {where}; a device may appear "
+                "once in a migration",
+                name,
+            )
+        seen[node, address] = where
+
+
+def _nodes(observed: Observed) -> Iterator[Failure]:
+    for name, end, node, _ in _ends(observed):
+        if node in observed.connected:
+            continue
+        if node not in observed.nodes:
+            yield Failure(
+                Reason.UNKNOWN_NODE,
+                f"pair {name}: {end} node {node} does not exist; `kubectl get nodes` lists what there is",
+                name,
+            )
+        yield Failure(
+            Reason.AGENT_NOT_CONNECTED,
+            f"pair {name}: {end} node {node} has no connected vfio-agent; look at its agent pod and its log",
+            name,
+        )
+
+
+def _devices(observed: Observed) -> Iterator[Failure]:
+    for name, end, node, address in _ends(observed):
+        device = observed.inventory.get((node, address))
+        if device is None:
+            yield Failure(
+                Reason.UNKNOWN_DEVICE,
+                f"pair {name}: {end} device {address} does not exist on node {node}; `kubectl get vfd` lists what "
+                "there is",
+                name,
+            )
+        elif not device.migratable:
+            yield Failure(
+                Reason.DEVICE_NOT_MIGRATABLE,
+                f"pair {name}: {end} device {address} on node {node} (driver {device.driver or 'unknown'}) cannot "
+                f"migrate: {device.message or 'it does not offer STOP_COPY'}",
+                name,
+            )
+        elif device.claim_uid and device.claim_uid != observed.key.uid:
+            yield Failure(
+                Reason.DEVICE_CLAIMED,
+                f"pair {name}: {end} device {address} on node {node} is claimed by migration {device.claim_name}; "
+                "wait for it to finish or cancel it",
+                name,
+            )
+
+
+def _both(observed: Observed) -> Iterator[tuple[Pair, DeviceRecord, DeviceRecord]]:
+    for pair in observed.wish.pairs:
+        source = observed.inventory.get((pair.source_node, pair.source_device))
+        target = observed.inventory.get((pair.target_node, pair.target_device))
+        if source is not None and target is not None:
+            yield pair, source, target
+
+
+def _holders(observed: Observed) -> Iterator[Failure]:
+    for pair, source, target in _both(observed):
+        if not source.holder:
+            yield Failure(
+                Reason.SOURCE_NOT_HELD,
+                f"pair {pair.name}: source device {source.address} on node {source.node} is not open, so it carries "
+                "no state to migrate; open it through the agent's socket first",
+                pair.name,
+            )
+        if target.holder:
+            yield Failure(
+                Reason.TARGET_HAS_HOLDER,
+                f"pair {pair.name}: target device {target.address} on node {target.node} is held by "
+                f"{target.holder}; a target must be free, since loading overwrites it",
+                pair.name,
+            )
+
+
+def _compatible(observed: Observed) -> Iterator[Failure]:
+    for pair, source, target in _both(observed):
+        for attribute, ours, theirs in (
+            ("driver", source.driver, target.driver),
+            ("model", source.model, target.model),
+            ("migration flags", _names(source.flags), _names(target.flags)),
+        ):
+            if ours != theirs:
+                yield Failure(
+                    Reason.INCOMPATIBLE_DEVICES,
+                    f"pair {pair.name}: {attribute} differs: source {source.address} has {ours}, target "
+                    f"{target.address} has {theirs}; choose a target of the same kind",
+                    pair.name,
+                )
+
+
+def _p2p(observed: Observed) -> Iterator[Failure]:
+    if len(observed.wish.pairs) < 2:
+        return
+    for pair, source, _target in _both(observed):
+        if MigrationFlags.P2P not in source.flags:
+            yield Failure(
+                Reason.P2P_UNSUPPORTED,
+                f"pair {pair.name}: device {source.address} on node {source.node} does not support P2P (flags "
+                f"{_names(source.flags)}); {len(observed.wish.pairs)} devices migrate together only if every one "
+                "does: migrate it alone",
+                pair.name,
+            )
+
+
+def _pre_copy(observed: Observed) -> Iterator[Failure]:
+    if observed.wish.strategy.pre_copy != "Required":
+        return
+    for pair, source, _target in _both(observed):
+        if MigrationFlags.PRE_COPY not in source.flags:
+            yield Failure(
+                Reason.PRE_COPY_UNSUPPORTED,
+                f"pair {pair.name}: strategy.preCopy is Required, device {source.address} on node {source.node} "
+                f"has flags {_names(source.flags)}; use preCopy: Auto",
+                pair.name,
+            )
+
+
+def _names(flags: MigrationFlags) -> str:
+    return "|".join(flag.name or "" for flag in MigrationFlags if flag in flags) or "none"
+
+
+CHECKS: tuple[Callable[[Observed], Iterator[Failure]], ...] = (
+    _supported,
+    _distinct,
+    _nodes,
+    _devices,
+    _holders,
+    _compatible,
+    _p2p,
+    _pre_copy,
+)
