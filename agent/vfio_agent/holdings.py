@@ -43,7 +43,7 @@ class Holdings:
 
     def restore(self) -> None:
         """Take back from the keeper what an earlier agent of this boot held. Raises KeeperError."""
-        for address, meta in self._keeper.list().items():
+        for address, meta in self._keeper.held().items():
             backend = self._backends.get(str(meta.get("backend")))
             if backend is None:
                 log.warning("held device has no backend here", device=address, backend=meta.get("backend"))

@@ -94,7 +94,7 @@ class KeeperClient:
         """Close the keeper's fds of a device."""
         self._ask({"op": "drop", "name": name})
 
-    def list(self) -> dict[str, Json]:
+    def held(self) -> dict[str, Json]:
         """Name -> meta of everything held."""
         devices: dict[str, Json] = self._ask({"op": "list"})[0]["devices"]
         return devices

@@ -172,9 +172,7 @@ class Condition(Model):
     """The aspect: Validated, Prepared, Converged, Quiesced, Committed, Finished or Succeeded."""
     status: ConditionStatus
     """Whether it holds: True, False or Unknown."""
-    reason: Annotated[
-        str, Field(min_length=1, max_length=1024, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
-    ]
+    reason: Annotated[str, Field(min_length=1, max_length=1024, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
     """Why, in one CamelCase word for programs, such as DeviceClaimed or ConvergenceTimeout."""
     message: Annotated[str, Field(max_length=32768)]
     """Why, for people; empty if there is nothing to add."""

@@ -39,9 +39,7 @@ def device_object_name(node: str, address: str) -> str:
     unique.
     """
     digest = hashlib.sha256(f"{node}\0{address}".encode()).hexdigest()[:_HASH_DIGITS]
-    return "-".join(
-        part for part in (_slug(node, _NODE_LENGTH), _slug(address, _ADDRESS_LENGTH), digest) if part
-    )
+    return "-".join(part for part in (_slug(node, _NODE_LENGTH), _slug(address, _ADDRESS_LENGTH), digest) if part)
 
 
 def _slug(text: str, length: int) -> str:
@@ -92,9 +90,7 @@ class DeviceStatus(Model):
     model: ShortText | None = None
     """Kind of device: PCI vendor and device ID ("15b3:101e") or mdev type. Source and target must have the
     same."""
-    migration_flags: (
-        Annotated[tuple[FlagName, ...], Field(max_length=3, json_schema_extra=LIST_SET)] | None
-    ) = None
+    migration_flags: Annotated[tuple[FlagName, ...], Field(max_length=3, json_schema_extra=LIST_SET)] | None = None
     """What the device can: STOP_COPY (it can migrate), P2P (it can migrate with others), PRE_COPY (its state
     can be copied while it runs). Absent if unknown: flags are not read from devices that are in use."""
     migratable: bool | None = None

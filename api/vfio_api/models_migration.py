@@ -22,7 +22,7 @@ from vfio_api.models_common import (
     rules,
 )
 from vfio_api.models_status import MigrationStatus
-from vfio_api.quantity import MAX_LENGTH, PATTERN, parse_quantity
+from vfio_api.quantity import MAX_BYTES, MAX_LENGTH, PATTERN, parse_quantity
 
 _AGAIN = "create a new VFIOMigration"
 
@@ -73,10 +73,11 @@ BytesQuantity = Annotated[
             "x-kubernetes-validations": [
                 rule(
                     # the tests before quantity() keep from it what it cannot read: an error of its own
-                    f"type(self) == int ? self >= 1 : self.matches(r'{PATTERN}') && isQuantity(self) && "
+                    f"type(self) == int ? self >= 1 && self <= {MAX_BYTES} : "
+                    f"self.matches(r'{PATTERN}') && isQuantity(self) && "
                     "quantity(self).isGreaterThan(quantity('0')) && "
-                    "quantity(self).isLessThan(quantity('9223372036854775808'))",
-                    "must be a number of bytes, more than 0 and less than 8Ei, such as 1024, 500M or 1.5Gi",
+                    f"!quantity(self).isGreaterThan(quantity('{MAX_BYTES}'))",
+                    "must be a number of bytes, more than 0 and at most 1Ei, such as 1024, 500M or 1.5Gi",
                 )
             ],
         }
@@ -179,17 +180,14 @@ class MigrationSpec(Model):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                "has(self.devices) ? !has(self.source) && !has(self.target) : "
-                "has(self.source) && has(self.target)",
+                "has(self.devices) ? !has(self.source) && !has(self.target) : has(self.source) && has(self.target)",
                 "give either devices, or both source and target",
             )
         )
     )
 
     devices: (
-        Annotated[
-            tuple[Pair, ...], Field(min_length=1, max_length=MAX_PAIRS, json_schema_extra=list_map("name"))
-        ]
+        Annotated[tuple[Pair, ...], Field(min_length=1, max_length=MAX_PAIRS, json_schema_extra=list_map("name"))]
         | None
     ) = None
     """The pairs of devices that migrate together, all or none. Leave it out to give source and target
@@ -224,9 +222,7 @@ class VFIOMigration(Resource):
         columns=(
             Column("Mode", ".spec.mode", description="Migrate, Plan or Rehearse"),
             Column("Phase", ".status.phase", description="Where the migration is"),
-            Column(
-                "Progress", ".status.progress.percent", "integer", description="Percent of the state copied"
-            ),
+            Column("Progress", ".status.progress.percent", "integer", description="Percent of the state copied"),
             Column(
                 "Downtime-us",
                 ".status.downtimeMicroseconds",
@@ -259,13 +255,9 @@ class VFIOMigration(Resource):
     )
     model_config = ConfigDict(
         json_schema_extra=rules(
-            *(
-                immutable(field, _AGAIN)
-                for field in ("devices", "source", "target", "workload", "strategy", "mode")
-            ),
+            *(immutable(field, _AGAIN) for field in ("devices", "source", "target", "workload", "strategy", "mode")),
             rule(
-                "!has(oldSelf.spec.cancel) || !oldSelf.spec.cancel || "
-                "(has(self.spec.cancel) && self.spec.cancel)",
+                "!has(oldSelf.spec.cancel) || !oldSelf.spec.cancel || (has(self.spec.cancel) && self.spec.cancel)",
                 "spec.cancel cannot be taken back: create a new VFIOMigration",
                 path=".spec.cancel",
                 forbidden=True,

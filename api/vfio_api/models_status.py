@@ -101,18 +101,14 @@ class MigrationStatus(Model):
     """The metadata.generation that this status was made for."""
     phase: Phase | None = None
     """Where the migration is, in one word for people. Programs should look at the conditions."""
-    conditions: Annotated[
-        tuple[Condition, ...], Field(max_length=32, json_schema_extra=list_map("type"))
-    ] = ()
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=32, json_schema_extra=list_map("type"))] = ()
     """Validated, Prepared, Converged, Quiesced, Committed, Finished and Succeeded. Finished turns True
     however it ends; Succeeded is Unknown until then."""
     decision: Decision | None = None
     """A copy, for people, of the decision in the VFIOSwitchover that is named by this object's UID."""
     pairs: Annotated[tuple[PairStatus, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)] = ()
     """The pairs as resolved when the migration was prepared."""
-    devices: Annotated[
-        tuple[DeviceProgress, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)
-    ] = ()
+    devices: Annotated[tuple[DeviceProgress, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)] = ()
     """How far each pair has come."""
     timings: Annotated[tuple[StepTiming, ...], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] = ()
     """How long each step took, in the order in which they happened."""

@@ -61,9 +61,7 @@ class VFIOSwitchover(Resource):
             Column("Migration", ".spec.migrationName", description="Name of the VFIOMigration"),
             Column("Decision", ".status.decision.outcome", description="Commit or Abort"),
             Column("By", ".status.decision.by", description="Who decided"),
-            Column(
-                "Epoch", ".spec.epoch", "integer", wide=True, description="Fencing number of the operator"
-            ),
+            Column("Epoch", ".spec.epoch", "integer", wide=True, description="Fencing number of the operator"),
             Column("Sources", ".spec.sourceNodes", wide=True, description="Nodes that have source devices"),
             Column("Targets", ".spec.targetNodes", wide=True, description="Nodes that have target devices"),
             Column("Age", ".metadata.creationTimestamp", "date"),

@@ -11,14 +11,15 @@ _UNITS = {"": 1} | {
 # As the CRD's schema says it. Quantity also knows signs, exponents, and n, u and m: no sense for bytes.
 PATTERN = r"^[0-9]{1,19}(\.[0-9]{1,9})?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 MAX_LENGTH = 32
+# 1Ei. Any limit will do, but for 2^63-1: the API server's Quantity turns whatever is larger into that.
+MAX_BYTES = 2**60
 _QUANTITY = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)([A-Za-z]*)", re.ASCII)
-_MAX = 2**63 - 1
 
 
 def parse_quantity(value: int | str) -> int:
     """Return how many bytes a quantity such as 1048576, "500M" or "1.5Gi" is; a part of a byte counts as one.
 
-    Raises ValueError, with a message for the user, if it is no number of bytes between 1 and 2^63-1. Source:
+    Raises ValueError, with a message for the user, if it is no number of bytes between 1 and 1Ei. Source:
     k8s.io/apimachinery/pkg/api/resource/quantity.go (its Value() rounds up too).
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -33,6 +34,6 @@ def parse_quantity(value: int | str) -> int:
             units = ", ".join(unit for unit in _UNITS if unit)
             raise ValueError(f"{value!r} has the unknown unit {match[2]!r}: use {units}, or none for bytes")
         size = Fraction(match[1]) * _UNITS[match[2]]
-    if not 0 < size <= _MAX:
-        raise ValueError(f"{value!r} is out of range: it must be more than 0 and at most 2^63-1 bytes")
+    if not 0 < size <= MAX_BYTES:
+        raise ValueError(f"{value!r} is out of range: it must be more than 0 and at most 1Ei")
     return -(-size.numerator // size.denominator)

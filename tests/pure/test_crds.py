@@ -84,11 +84,7 @@ def test_chart_links_to_the_only_copy() -> None:
 @KINDS
 def test_every_field_has_a_description(kind: type[Resource]) -> None:
     assert schema_of(kind)["description"]
-    silent = [
-        path
-        for path, field in fields(schema_of(kind))
-        if path != ".metadata" and not field.get("description")
-    ]
+    silent = [path for path, field in fields(schema_of(kind)) if path != ".metadata" and not field.get("description")]
     assert silent == []
 
 
@@ -210,7 +206,7 @@ def test_uid_keeps_its_kubernetes_spelling() -> None:
     [
         (1, 1),
         ("1", 1),
-        (2**63 - 1, 2**63 - 1),
+        (2**60, 2**60),
         ("500M", 500_000_000),
         ("5Gi", 5 * 2**30),
         ("1k", 1000),
@@ -218,7 +214,7 @@ def test_uid_keeps_its_kubernetes_spelling() -> None:
         ("1.5Gi", 3 * 2**29),
         ("0.1", 1),
         ("1.0001Ki", 1025),
-        ("7Ei", 7 * 2**60),
+        ("1Ei", 2**60),
     ],
 )
 def test_quantity(value: int | str, expected: int) -> None:
@@ -241,7 +237,9 @@ def test_quantity(value: int | str, expected: int) -> None:
         ("1e9", "not a quantity"),
         ("0", "out of range"),
         ("0.0Gi", "out of range"),
-        ("8Ei", "out of range"),
+        ("1.1Ei", "out of range"),
+        ("9999Ei", "out of range"),
+        (2**60 + 1, "out of range"),
         ("500m", "unknown unit 'm'"),
         ("5GB", "unknown unit 'GB'"),
         ("5K", "unknown unit 'K'"),
@@ -256,19 +254,15 @@ def test_bad_quantity_is_refused_with_a_reason(value: Any, message: str) -> None
 def test_pattern_and_parser_agree(value: str) -> None:
     """What the schema's pattern takes, the parser refuses for its size only."""
     try:
-        assert 0 < parse_quantity(value) < 2**63
+        assert 0 < parse_quantity(value) <= 2**60
     except ValueError as error:
         assert "out of range" in str(error)  # noqa: PT017
 
 
 # names of VFIODevice objects
 
-NODES = st.from_regex(
-    r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?){0,8}", fullmatch=True
-)
-ADDRESSES = st.from_regex(r"[a-z0-9]+([:._-][a-z0-9]+){0,6}", fullmatch=True).filter(
-    lambda text: len(text) <= 64
-)
+NODES = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?){0,8}", fullmatch=True)
+ADDRESSES = st.from_regex(r"[a-z0-9]+([:._-][a-z0-9]+){0,6}", fullmatch=True).filter(lambda text: len(text) <= 64)
 
 
 @given(NODES, ADDRESSES)
