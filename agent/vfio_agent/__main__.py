@@ -12,8 +12,6 @@ from uuid import uuid4
 import structlog
 from prometheus_client import start_http_server
 from pydantic import ValidationError
-from vfio_api import logs
-from vfio_api.types import Goal
 
 from vfio_agent.agent import Agent
 from vfio_agent.broker import Broker
@@ -30,6 +28,8 @@ from vfio_agent.metrics import AgentMetrics
 from vfio_agent.receiver import DataServer
 from vfio_agent.session import Session, Surroundings
 from vfio_agent.settings import AgentSettings
+from vfio_api import logs
+from vfio_api.types import Goal
 
 log = structlog.get_logger()
 ARC_THREADS = 64
@@ -78,6 +78,7 @@ async def run(settings: AgentSettings) -> None:
             settings.operator_address,
         )
         log.info("agent started", data_address=advertised, metrics_port=metrics_server[0].server_port)
+        broker = Broker(settings.broker_socket, holdings, inventory.changed, agent.busy)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -86,7 +87,7 @@ async def run(settings: AgentSettings) -> None:
                 tasks = [
                     group.create_task(link.run()),
                     group.create_task(inventory.run(settings.inventory_seconds)),
-                    group.create_task(Broker(settings.broker_socket, holdings, inventory.changed).run()),
+                    group.create_task(broker.run()),
                 ]
                 await stop.wait()
                 for task in tasks:
@@ -110,9 +111,7 @@ def main() -> None:
     try:
         settings = AgentSettings()  # type: ignore[call-arg]  # from the environment
     except ValidationError as error:
-        missing = ", ".join(
-            f"VFIO_AGENT_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()
-        )
+        missing = ", ".join(f"VFIO_AGENT_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
         sys.exit(f"vfio-agent: settings are wrong: {missing}")
     logs.configure(settings.log_level, node=settings.node_name)
     try:

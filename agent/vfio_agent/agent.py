@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
-from vfio_api.errors import CommandError, Reason, VFIOMigrationError
-from vfio_api.types import Command, Failure, Goal, Role, SessionReport
 
 from vfio_agent.machine import SessionFacts
 from vfio_agent.session import Session, Surroundings
+from vfio_api.errors import CommandError, Reason, VFIOMigrationError
+from vfio_api.types import Command, Failure, Goal, Role, SessionReport
 
 log = structlog.get_logger()
 
@@ -101,9 +101,7 @@ class Agent:
             self._wake.set()
         except Exception as error:  # a bug must not leave the operator waiting for a deadline
             log.exception("command failed", migration=str(command.migration))
-            failure = Failure(
-                Reason.INTERNAL_ERROR, f"agent failed at {command.goal}: {error!r}; see its log"
-            )
+            failure = Failure(Reason.INTERNAL_ERROR, f"agent failed at {command.goal}: {error!r}; see its log")
             base = session.report() if session is not None else _released(command)
             self._dirty[identity] = replace(base, reached=None, failure=failure)
             self._wake.set()
@@ -133,6 +131,13 @@ class Agent:
         if not session.ended:
             self._dirty.setdefault((session.key.uid, session.facts.role), None)
             self._wake.set()
+
+    def busy(self, address: str) -> str:
+        """The migration whose session here uses the device; "" if none does. Any thread."""
+        for session in list(self._sessions.values()):
+            if any(device.address == address for device in session.spec.devices):
+                return str(session.key)
+        return ""
 
     def reports(self) -> tuple[SessionReport, ...]:
         """Every session as it is now, for Hello."""

@@ -1,7 +1,8 @@
-"""Hands open devices to workloads: a unix socket, one request {"open": ADDRESS, "workload": NAME} per connection.
+"""Hands open devices to workloads: a unix socket, one request per connection.
 
-The agent opens the device, the keeper holds it, and the workload gets duplicates of its fds by SCM_RIGHTS. The device
-then has that workload as its holder and is a legal source of a migration.
+{"open": ADDRESS, "workload": NAME}: the agent opens the device, the keeper holds it, and the workload gets duplicates of its fds by SCM_RIGHTS. The device
+then has that workload as its holder and is a legal source of a migration. {"close": ADDRESS}: the workload is done,
+the keeper lets go of the device, and on real hardware that resets it.
 """
 
 import asyncio
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from vfio_api.errors import DeviceError, Reason, VFIOMigrationError
 
 from vfio_agent.holdings import Holdings
+from vfio_api.errors import DeviceError, Reason, VFIOMigrationError
 
 log = structlog.get_logger()
 MAX_REQUEST = 4096
@@ -23,10 +24,12 @@ REQUEST_SECONDS = 5.0
 
 
 class Broker:
-    """Serves `path` until cancelled. `changed` is called after a device was opened."""
+    """Serves `path` until cancelled. `changed` is called after a device was opened or closed; `busy(address)` names
+    the migration whose session uses a device ("" if none does).
+    """
 
-    def __init__(self, path: Path, holdings: Holdings, changed: Callable[[], None]):
-        self._path, self._holdings, self._changed = path, holdings, changed
+    def __init__(self, path: Path, holdings: Holdings, changed: Callable[[], None], busy: Callable[[str], str]):
+        self._path, self._holdings, self._changed, self._busy = path, holdings, changed, busy
 
     async def run(self) -> None:
         """Accept and answer, one request at a time."""
@@ -48,8 +51,10 @@ class Broker:
         fds: list[int] = []
         try:
             request: Any = json.loads(connection.recv(MAX_REQUEST))
-            address, workload = str(request["open"]), str(request.get("workload", "unnamed"))
-            reply, fds = self._open(address, workload)
+            if "close" in request:
+                reply = self._close(str(request["close"]))
+            else:
+                reply, fds = self._open(str(request["open"]), str(request.get("workload", "unnamed")))
         except VFIOMigrationError as error:
             reply = {"error": error.message, "reason": error.reason}
         except (ValueError, KeyError, TypeError) as error:
@@ -68,18 +73,36 @@ class Broker:
             )
         return {"backend": held.backend, "incarnation": held.incarnation}, list(held.device.fds())
 
+    def _close(self, address: str) -> dict[str, str]:
+        migration = self._busy(address)
+        if migration:
+            raise DeviceError(f"device {address} is part of migration {migration}: cancel that first", device=address)
+        self._holdings.release(address)
+        log.info("device closed for its workload", device=address)
+        return {}
+
 
 def request_device(path: Path, address: str, workload: str, timeout: float = 10.0) -> tuple[str, list[int]]:
     """For workloads: ask the agent's broker for a device; returns its backend's name and its fds (device first).
 
     Raises DeviceError with the agent's words if it refuses, OSError if there is no agent.
     """
+    reply, fds = _ask(path, {"open": address, "workload": workload}, timeout)
+    return reply["backend"], fds
+
+
+def close_device(path: Path, address: str, timeout: float = 10.0) -> None:
+    """For workloads: have the node give a device up. Raises DeviceError, OSError as request_device does."""
+    _ask(path, {"close": address}, timeout)
+
+
+def _ask(path: Path, request: dict[str, str], timeout: float) -> tuple[dict[str, str], list[int]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(timeout)
         sock.connect(str(path))
-        sock.send(json.dumps({"open": address, "workload": workload}).encode())
+        sock.send(json.dumps(request).encode())
         raw, fds, _, _ = socket.recv_fds(sock, MAX_REQUEST, 8)
-    reply = json.loads(raw)
+    reply: dict[str, str] = json.loads(raw)
     if "error" in reply:
-        raise DeviceError(reply["error"], reason=Reason(reply["reason"]), device=address)
-    return reply["backend"], fds
+        raise DeviceError(reply["error"], reason=Reason(reply["reason"]))
+    return reply, fds

@@ -1,7 +1,10 @@
 """TLS for the data streams: an ephemeral certificate per session, and contexts that trust exactly the pinned peers."""
 
+import contextlib
 import datetime
 import os
+import secrets
+import socket
 import ssl
 from dataclasses import dataclass
 
@@ -9,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
 from vfio_api.errors import Reason, StreamError
 
 _LIFETIME = datetime.timedelta(days=7)
@@ -25,7 +29,8 @@ class Identity:
 def new_identity(name: str) -> Identity:
     """A fresh self-signed P-256 certificate for `name`; its key never touches a disk."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    # the name must be unique: OpenSSL finds a pinned certificate by its subject
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{secrets.token_hex(8)}.{name}"[:64])])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -62,6 +67,16 @@ def context(identity: Identity, pinned: tuple[bytes, ...], *, server: bool) -> s
     finally:
         os.close(fd)
     return made
+
+
+def cut(sock: socket.socket) -> None:
+    """End a connection that another thread uses; its calls then fail.
+
+    Not SSLSocket.shutdown: that drops the TLS layer first, and what the other thread sends next would go out in
+    plain text.
+    """
+    with contextlib.suppress(OSError):  # not connected any more
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def check_pin(sock: ssl.SSLSocket, pinned: tuple[bytes, ...]) -> None:

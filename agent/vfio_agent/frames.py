@@ -69,9 +69,7 @@ class FrameReader:
         Raises FrameError if the frame is unknown, out of order, oversized or truncated.
         """
         if len(raw) != HEADER.size:
-            raise FrameError(
-                f"frame header has {len(raw)} bytes, expected {HEADER.size}: the stream was truncated"
-            )
+            raise FrameError(f"frame header has {len(raw)} bytes, expected {HEADER.size}: the stream was truncated")
         number, length = HEADER.unpack(raw)
         try:
             kind = FrameType(number)
@@ -104,9 +102,7 @@ class FrameReader:
 
 def pack_hello(hello: StreamHello) -> bytes:
     """A whole HELLO frame."""
-    payload = json.dumps(
-        {"migration": hello.migration_uid, "device": hello.device, "epoch": hello.epoch}
-    ).encode()
+    payload = json.dumps({"migration": hello.migration_uid, "device": hello.device, "epoch": hello.epoch}).encode()
     return HEADER.pack(FrameType.HELLO, len(payload)) + payload
 
 
@@ -117,11 +113,7 @@ def parse_hello(payload: bytes | bytearray | memoryview) -> StreamHello:
         hello = StreamHello(fields["migration"], fields["device"], fields["epoch"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FrameError(f"frame HELLO is not the expected JSON: {error}") from None
-    if not (
-        isinstance(hello.migration_uid, str)
-        and isinstance(hello.device, str)
-        and isinstance(hello.epoch, int)
-    ):
+    if not (isinstance(hello.migration_uid, str) and isinstance(hello.device, str) and isinstance(hello.epoch, int)):
         raise FrameError("frame HELLO has fields of the wrong type")
     return hello
 

@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
-from vfio_api.device import DeviceState, MigrationFlags
-from vfio_api.errors import DeviceError, Reason
 
 from vfio_agent.devices.protocol import Backend, Device
 from vfio_agent.keeper import KeeperClient, KeeperError
+from vfio_api.device import NO_FLAGS, DeviceState, MigrationFlags
+from vfio_api.errors import DeviceError, Reason
 
 log = structlog.get_logger()
 
@@ -29,7 +29,7 @@ class Held:
     incarnation: str
     holder: str
     device: Device = field(compare=False, repr=False)
-    flags: MigrationFlags = MigrationFlags(0)
+    flags: MigrationFlags = NO_FLAGS
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
 
@@ -91,9 +91,7 @@ class Holdings:
         try:
             device.reset()
             flags = device.flags()
-            held = Held(
-                address, backend.name, f"{self._boot_id}/{secrets.token_hex(6)}", holder, device, flags
-            )
+            held = Held(address, backend.name, f"{self._boot_id}/{secrets.token_hex(6)}", holder, device, flags)
             self._keeper.store(address, _meta(held), list(device.fds()))
         except (OSError, KeeperError) as error:
             device.close()

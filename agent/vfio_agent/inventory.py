@@ -10,13 +10,13 @@ from typing import Any
 
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
-from vfio_api.device import MigrationFlags
-from vfio_api.models import device_object_name
 
 from vfio_agent.devices.protocol import Backend, DeviceInfo
 from vfio_agent.holdings import Holdings, read_state
 from vfio_agent.kube import AgentApi
 from vfio_agent.metrics import AgentMetrics
+from vfio_api.device import MigrationFlags
+from vfio_api.models import device_object_name
 
 log = structlog.get_logger()
 Status = dict[str, Any]

@@ -12,9 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vfio_api.types import MigrationKey, Outcome, Role, SessionDevice, SessionSpec
-
 from vfio_agent.machine import SessionFacts
+from vfio_api.types import MigrationKey, Outcome, Role, SessionDevice, SessionSpec
 
 Record = dict[str, Any]
 

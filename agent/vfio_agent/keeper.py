@@ -61,9 +61,7 @@ class Keeper:
         if not name or not fds or name in self._held or len(self._held) >= MAX_DEVICES:
             for fd in fds:
                 os.close(fd)
-            return {
-                "error": f"cannot store {name!r}: no name, no fds, held already, or {MAX_DEVICES} are held"
-            }
+            return {"error": f"cannot store {name!r}: no name, no fds, held already, or {MAX_DEVICES} are held"}
         self._held[name] = (meta, fds)
         return {}
 
@@ -107,9 +105,7 @@ class KeeperClient:
                 socket.send_fds(sock, [json.dumps(request).encode()], fds or [])
                 raw, received, _, _ = socket.recv_fds(sock, MAX_MESSAGE, MAX_FDS)
         except OSError as error:
-            raise KeeperError(
-                f"keeper at {self._path} does not answer: {error}; is vfio-keeper running?"
-            ) from error
+            raise KeeperError(f"keeper at {self._path} does not answer: {error}; is vfio-keeper running?") from error
         if not raw:
             raise KeeperError(f"keeper at {self._path} closed the connection without an answer")
         reply = json.loads(raw)

@@ -9,6 +9,7 @@ from typing import Any
 
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
+
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.names import ADDRESS_ANNOTATION, CA_CONFIGMAP, CA_KEY, LEASE_NAME
 
@@ -30,18 +31,19 @@ class AgentApi:
 
     def __init__(self, api_client: Any, namespace: str):
         self._client, self._namespace = api_client, namespace
-        self._objects = client.CustomObjectsApi(api_client)
-        self._leases = client.CoordinationV1Api(api_client)
-        self._core = client.CoreV1Api(api_client)
+        # Any: the client takes dicts and answers with optional everything
+        self._objects: Any = client.CustomObjectsApi(api_client)
+        self._leases: Any = client.CoordinationV1Api(api_client)
+        self._core: Any = client.CoreV1Api(api_client)
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None, namespace: str) -> "AgentApi":
         """From a kubeconfig, or from the pod's service account."""
         settings = client.Configuration()
         if kubeconfig is not None:
-            await config.load_kube_config(str(kubeconfig), client_configuration=settings)
+            await config.load_kube_config(str(kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
         else:
-            config.load_incluster_config(client_configuration=settings)
+            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         return cls(client.ApiClient(settings), namespace)
 
     async def close(self) -> None:
@@ -50,9 +52,7 @@ class AgentApi:
 
     async def leader(self) -> Leader | None:
         """Who leads now; None while nobody does."""
-        lease = await self._leases.read_namespaced_lease(
-            LEASE_NAME, self._namespace, _request_timeout=REQUEST_SECONDS
-        )
+        lease = await self._leases.read_namespaced_lease(LEASE_NAME, self._namespace, _request_timeout=REQUEST_SECONDS)
         bundle = await self._core.read_namespaced_config_map(
             CA_CONFIGMAP, self._namespace, _request_timeout=REQUEST_SECONDS
         )

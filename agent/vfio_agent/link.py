@@ -7,16 +7,16 @@ from pathlib import Path
 import grpc
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
+
+from vfio_agent.agent import Agent
+from vfio_agent.kube import AgentApi, Leader
+from vfio_agent.metrics import AgentMetrics
 from vfio_api import PROTOCOL_VERSION, wire
 from vfio_api.errors import VFIOMigrationError
 from vfio_api.names import TLS_NAME
 from vfio_api.types import AgentHello
 from vfio_api.v1 import agent_pb2 as pb
 from vfio_api.v1 import agent_pb2_grpc
-
-from vfio_agent.agent import Agent
-from vfio_agent.kube import AgentApi, Leader
-from vfio_agent.metrics import AgentMetrics
 
 log = structlog.get_logger()
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0  # well below any switchover timeout

@@ -59,7 +59,8 @@ def _pre_copy(device: DeviceFacts, wanted: bool) -> DeviceState | None:
 
 
 def _quiesce(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
-    if MigrationFlags.P2P not in device.flags or device.state is DeviceState.STOP_COPY:
+    # a device in STOP is quiescent, and after Commit it must never run again
+    if MigrationFlags.P2P not in device.flags or device.state in (DeviceState.STOP, DeviceState.STOP_COPY):
         return None
     if device.state in (DeviceState.PRE_COPY, DeviceState.PRE_COPY_P2P):
         return DeviceState.PRE_COPY_P2P
@@ -101,9 +102,7 @@ WAYPOINTS: Mapping[tuple[Role, Goal], tuple[tuple[str, _Choice], ...]] = {
 }
 
 
-def rounds(
-    role: Role, goal: Goal, devices: tuple[DeviceFacts, ...], *, pre_copy: bool = True
-) -> tuple[Round, ...]:
+def rounds(role: Role, goal: Goal, devices: tuple[DeviceFacts, ...], *, pre_copy: bool = True) -> tuple[Round, ...]:
     """The rounds that bring `devices` to `goal`; rounds and moves with nothing to do are left out.
 
     Raises CommandError if the goal does not exist for the role, or if more than one device is to be stopped and one
@@ -168,16 +167,10 @@ def _admit_source(facts: SessionFacts, command: Command, decision: Outcome | Non
         if decision is Outcome.COMMIT:
             raise _refused(command, "the decision is Commit", "the state lives at the target now")
         if facts.switchover and decision is not Outcome.ABORT:
-            raise _refused(
-                command, "the switchover has begun and no Abort is known", "write Abort and send it along"
-            )
-    if command.goal is Goal.RELEASED and facts.switchover and not facts.backward:
-        if decision is not Outcome.COMMIT:
-            raise _refused(
-                command,
-                "the source holds the only running state's copy and no Commit is known",
-                "decide first",
-            )
+            raise _refused(command, "the switchover has begun and no Abort is known", "write Abort and send it along")
+    undecided = facts.switchover and not facts.backward and decision is not Outcome.COMMIT
+    if command.goal is Goal.RELEASED and undecided:
+        raise _refused(command, "the source holds the state and no Commit is known", "decide first")
 
 
 def _admit_target(facts: SessionFacts, command: Command, decision: Outcome | None) -> None:
@@ -185,16 +178,12 @@ def _admit_target(facts: SessionFacts, command: Command, decision: Outcome | Non
         if decision is not Outcome.COMMIT:
             raise _refused(command, "no Commit is known", "a loaded target leaves STOP only after Commit")
         if not facts.loaded:
-            raise _refused(
-                command, "the target has not loaded and validated every device", "wait for its vote"
-            )
+            raise _refused(command, "the target has not loaded and validated every device", "wait for its vote")
     if command.goal is Goal.PREPARED and facts.loaded:
         raise _refused(command, "the target has voted", "its state is not to be overwritten")
-    if command.goal is Goal.RELEASED and facts.loaded and not facts.started:
-        if decision is not Outcome.ABORT:
-            raise _refused(
-                command, f"the target has voted and the decision is {decision or 'unknown'}", "decide first"
-            )
+    voted = facts.loaded and not facts.started
+    if command.goal is Goal.RELEASED and voted and decision is not Outcome.ABORT:
+        raise _refused(command, f"the target has voted and the decision is {decision or 'unknown'}", "decide first")
 
 
 def _refused(command: Command, found: str, step: str) -> CommandError:

@@ -1,6 +1,7 @@
 """The agent's metrics. Base units, `_total` on counters, never a migration's name as a label."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
 from vfio_api.device import DeviceState
 
 ARC_BUCKETS = (1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0)

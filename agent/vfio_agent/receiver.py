@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
-from vfio_api.errors import DeviceError, Reason, StreamError, VFIOMigrationError
 
-from vfio_agent.datatls import check_pin
+from vfio_agent.datatls import check_pin, cut
 from vfio_agent.devices.protocol import DataStream
 from vfio_agent.frames import (
     HEADER,
@@ -28,6 +27,7 @@ from vfio_agent.frames import (
     parse_hello,
     parse_preamble,
 )
+from vfio_api.errors import DeviceError, Reason, StreamError, VFIOMigrationError
 
 log = structlog.get_logger()
 HANDSHAKE_SECONDS = 10.0
@@ -88,8 +88,7 @@ class DataServer:
             expected = self._expected.pop(migration_uid, None)
             open_now = list(expected.connections) if expected else []
         for connection in open_now:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            cut(connection)
 
     def close(self) -> None:
         """Stop listening."""
@@ -124,7 +123,7 @@ class DataServer:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MILLISECONDS)
-                uid = parse_preamble(_read_exactly(connection, bytearray(PREAMBLE.size)))
+                uid = parse_preamble(bytes(_read_exactly(connection, bytearray(PREAMBLE.size))))
                 expected = self._lookup(uid)
                 with expected.context.wrap_socket(connection, server_side=True) as secure:
                     check_pin(secure, expected.pinned)

@@ -5,7 +5,6 @@ in pre-copy it sends until the device has nothing for now, and then polls; once 
 it sends to the end. One buffer, no allocation per chunk, and the socket's back-pressure reaches the device's read.
 """
 
-import contextlib
 import socket
 import ssl
 import threading
@@ -13,9 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from vfio_api.errors import DeviceError, StreamError, VFIOMigrationError
-
-from vfio_agent.datatls import check_pin
+from vfio_agent.datatls import check_pin, cut
 from vfio_agent.devices.protocol import DataStream, NoDataError
 from vfio_agent.frames import (
     COUNT,
@@ -29,6 +26,7 @@ from vfio_agent.frames import (
     parse_ack,
 )
 from vfio_agent.ratelimit import TokenBucket
+from vfio_api.errors import DeviceError, StreamError, VFIOMigrationError
 
 POLL_SECONDS = 0.02
 REPORT_SECONDS = 0.2
@@ -115,8 +113,7 @@ class Sender:
             self._stopped = True
             self._wake.notify()
         if self._socket is not None:
-            with contextlib.suppress(OSError):  # not connected any more
-                self._socket.shutdown(socket.SHUT_RDWR)
+            cut(self._socket)
 
     def stop(self) -> None:
         """Give up: close the connection and the data stream, and wait for the thread."""

@@ -9,9 +9,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
+
+from vfio_agent import machine
+from vfio_agent.datatls import Identity, new_identity
+from vfio_agent.holdings import Held, Holdings, read_state
+from vfio_agent.journal import Journal
+from vfio_agent.machine import DeviceFacts, Round, SessionFacts
+from vfio_agent.metrics import AgentMetrics
+from vfio_agent.receiver import DataServer
+from vfio_agent.sides import SourceSide, TargetSide
 from vfio_api.device import DeviceState
 from vfio_api.errors import CommandError, DeviceError, Reason, VFIOMigrationError
 from vfio_api.types import (
@@ -25,15 +35,6 @@ from vfio_api.types import (
     SessionSpec,
     Timing,
 )
-
-from vfio_agent import machine
-from vfio_agent.datatls import Identity, new_identity
-from vfio_agent.holdings import Held, Holdings, read_state
-from vfio_agent.journal import Journal
-from vfio_agent.machine import DeviceFacts, Round, SessionFacts
-from vfio_agent.metrics import AgentMetrics
-from vfio_agent.receiver import DataServer
-from vfio_agent.sides import SourceSide, TargetSide
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +129,7 @@ class Session:
         if command.goal in machine.ROLLBACK:
             self.failure = None  # a new attempt to get back is judged by its own outcome
         await self.side.before(command)
-        for planned in machine.rounds(
-            self.facts.role, command.goal, self._device_facts(), pre_copy=self.spec.pre_copy
-        ):
+        for planned in machine.rounds(self.facts.role, command.goal, self._device_facts(), pre_copy=self.spec.pre_copy):
             await self._move(planned)
         await self.side.after(command)
         self.reached = command.goal
@@ -167,7 +166,7 @@ class Session:
     async def _move(self, planned: Round) -> None:
         """One round: all moves in parallel; every one is waited for, then the first failure is raised."""
         began = time.perf_counter()
-        moves = [self.blocking(lambda n=n, s=s: self.set_state(n, s)) for n, s in planned.moves]
+        moves = [self.blocking(partial(self.set_state, n, s)) for n, s in planned.moves]
         results = await asyncio.gather(*moves, return_exceptions=True)
         self._timings[planned.step] = int((time.perf_counter() - began) * 1e6)
         for result in results:

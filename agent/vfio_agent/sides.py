@@ -6,11 +6,8 @@
 import asyncio
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
-
-from vfio_api.device import DeviceState, MigrationFlags
-from vfio_api.errors import CommandError, DeviceError, Reason, StreamError, VFIOMigrationError
-from vfio_api.types import Command, DeviceReport, Goal, Outcome, SessionDevice
 
 from vfio_agent.datatls import context
 from vfio_agent.devices.protocol import DataStream
@@ -18,6 +15,9 @@ from vfio_agent.frames import StreamHello
 from vfio_agent.ratelimit import TokenBucket
 from vfio_agent.receiver import Expected, Inlet
 from vfio_agent.sender import Progress, Sender
+from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.errors import CommandError, DeviceError, Reason, StreamError, VFIOMigrationError
+from vfio_api.types import Command, DeviceReport, Goal, Outcome, SessionDevice
 
 if TYPE_CHECKING:
     from vfio_agent.session import Session
@@ -81,17 +81,14 @@ class SourceSide:
             peer = peers.get(device.peer_node)
             if peer is None:
                 raise CommandError(
-                    f"device {device.name}: the command names no data address for its target node "
-                    f"{device.peer_node}",
+                    f"device {device.name}: the command names no data address for its target node {device.peer_node}",
                     device=device.name,
                 )
             hello = StreamHello(self._session.key.uid, device.name, command.epoch)
             self._senders[device.name] = Sender(
                 hello, peer.data_address, tls, (peer.certificate,), limit, self._on_change
             )
-        connects = [
-            self._session.blocking(lambda s=s: s.connect(CONNECT_SECONDS)) for s in self._senders.values()
-        ]
+        connects = [self._session.blocking(partial(s.connect, CONNECT_SECONDS)) for s in self._senders.values()]
         for result in await asyncio.gather(*connects, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
@@ -101,9 +98,7 @@ class SourceSide:
         sender = self._senders.get(name)
         if sender is None:
             stream.close()
-            raise CommandError(
-                f"device {name}: there is no stream to its target; PreCopy comes first", device=name
-            )
+            raise CommandError(f"device {name}: there is no stream to its target; PreCopy comes first", device=name)
         sender.begin(stream)
 
     def _on_change(self) -> None:
@@ -192,7 +187,7 @@ class TargetSide:
         """Open and reset the devices; on release, blank what was not started."""
         if command.goal is Goal.PREPARED:
             for device in self._session.spec.devices:
-                await self._session.blocking(lambda d=device: self._open(d))
+                await self._session.blocking(partial(self._open, device))
         if command.goal is Goal.RELEASED and not self._session.facts.started:
             await self._session.blocking(self._discard)
 
@@ -228,9 +223,7 @@ class TargetSide:
         for device in self._session.spec.devices:
             name = device.name
             if name not in self._inlets:
-                self._inlets[name] = Inlet(
-                    name, self._streams[name], lambda n=name: self._validate(n), self._session.fail
-                )
+                self._inlets[name] = Inlet(name, self._streams[name], partial(self._validate, name), self._session.fail)
         self._session.around.server.expect(
             self._session.key.uid,
             Expected(context(self._session.identity, pinned, server=True), pinned, self._inlets),

@@ -48,9 +48,7 @@ def structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     if "items" in schema:
         out["items"] = structural(schema["items"], definitions)
     if "properties" in schema:
-        out["properties"] = {
-            name: structural(field, definitions) for name, field in schema["properties"].items()
-        }
+        out["properties"] = {name: structural(field, definitions) for name, field in schema["properties"].items()}
     if schema.get("type") == "integer":
         out.setdefault("format", "int64")
     if "description" in schema:
@@ -68,11 +66,7 @@ def _place(key: str) -> tuple[bool, bool, str]:
 def _union(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     """Return the structural form of `X | None` (a field that may be left out) or of `int | str`."""
     branches = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
-    outer = {
-        key: value
-        for key, value in schema.items()
-        if key != "anyOf" and not (key == "default" and value is None)
-    }
+    outer = {key: value for key, value in schema.items() if key != "anyOf" and not (key == "default" and value is None)}
     if len(branches) == 1:
         return structural(branches[0] | outer, definitions)
     if {branch.get("type") for branch in branches} != _INTEGER_OR_STRING:

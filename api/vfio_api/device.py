@@ -32,6 +32,10 @@ class MigrationFlags(IntFlag):
     PRE_COPY = 4
 
 
+# A device that cannot migrate, or of which nothing is known.
+NO_FLAGS = MigrationFlags(0)
+
+
 class IllegalArcError(ValueError):
     """The arc does not exist in the table for a device with these flags (the kernel's -EINVAL)."""
 
@@ -136,9 +140,7 @@ SAVING: frozenset[DeviceState] = frozenset({_S.PRE_COPY, _S.PRE_COPY_P2P, _S.STO
 # The device runs: DMA may happen.
 RUNS: frozenset[DeviceState] = frozenset({_S.RUNNING, _S.RUNNING_P2P, _S.PRE_COPY, _S.PRE_COPY_P2P})
 # The device starts no P2P transaction of its own.
-P2P_QUIESCENT: frozenset[DeviceState] = frozenset(
-    {_S.RUNNING_P2P, _S.PRE_COPY_P2P, _S.STOP, _S.STOP_COPY, _S.RESUMING}
-)
+P2P_QUIESCENT: frozenset[DeviceState] = frozenset({_S.RUNNING_P2P, _S.PRE_COPY_P2P, _S.STOP, _S.STOP_COPY, _S.RESUMING})
 
 
 def supports(flags: MigrationFlags, state: DeviceState) -> bool:

@@ -6,7 +6,7 @@ Units are in the names: bytes, milliseconds (limits), microseconds (measured).
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.device import NO_FLAGS, DeviceState, MigrationFlags
 from vfio_api.errors import Reason
 
 
@@ -109,7 +109,7 @@ class DeviceReport:
     name: str
     address: str
     state: DeviceState
-    flags: MigrationFlags = MigrationFlags(0)
+    flags: MigrationFlags = NO_FLAGS
     stop_copy_bytes: int = 0
     initial_bytes: int = 0
     dirty_bytes: int = 0

@@ -53,10 +53,7 @@ def command_to_wire(command: Command) -> pb.Command:
         sequence=command.sequence,
         deadline_milliseconds=command.deadline_milliseconds,
         decision=command.decision or "",
-        peers=[
-            pb.Peer(node=p.node, data_address=p.data_address, certificate=p.certificate)
-            for p in command.peers
-        ],
+        peers=[pb.Peer(node=p.node, data_address=p.data_address, certificate=p.certificate) for p in command.peers],
     )
     if command.spec is not None:
         message.spec.CopyFrom(_spec_to_wire(command.spec))
@@ -65,9 +62,7 @@ def command_to_wire(command: Command) -> pb.Command:
 
 def _spec_to_wire(spec: SessionSpec) -> pb.SessionSpec:
     return pb.SessionSpec(
-        devices=[
-            pb.SessionDevice(name=d.name, address=d.address, peer_node=d.peer_node) for d in spec.devices
-        ],
+        devices=[pb.SessionDevice(name=d.name, address=d.address, peer_node=d.peer_node) for d in spec.devices],
         pre_copy=spec.pre_copy,
         bandwidth_limit_bytes_per_second=spec.bandwidth_limit_bytes_per_second,
         switchover_timeout_milliseconds=spec.switchover_timeout_milliseconds,
@@ -93,8 +88,7 @@ def command_from_wire(message: pb.Command) -> Command:
         decision=Outcome(message.decision) if message.decision else None,
         spec=_spec_from_wire(message.spec) if message.HasField("spec") else None,
         peers=tuple(
-            Peer(_text(p.node, "node"), _text(p.data_address, "data address"), p.certificate)
-            for p in message.peers
+            Peer(_text(p.node, "node"), _text(p.data_address, "data address"), p.certificate) for p in message.peers
         ),
     )
 

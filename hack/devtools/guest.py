@@ -249,9 +249,7 @@ class Guest:
             if self._own_share:
                 shutil.rmtree(self.share, ignore_errors=True)
 
-    def request(
-        self, request: Mapping[str, Any], timeout: float, number: int | None = None
-    ) -> dict[str, Any]:
+    def request(self, request: Mapping[str, Any], timeout: float, number: int | None = None) -> dict[str, Any]:
         """Hand a request to the guest's runner (guest_exec.py) and return its answer. Raises `GuestError`."""
         self.wait_ready()
         number = next(self._numbers) if number is None else number

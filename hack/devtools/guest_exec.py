@@ -110,9 +110,7 @@ class Runner:
             process.send_signal(request["signal"])
         return {}
 
-    def _start(
-        self, request: dict[str, Any], out: IO[bytes], err: IO[bytes] | int
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, request: dict[str, Any], out: IO[bytes], err: IO[bytes] | int) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **self._env, **(request.get("env") or {})}
         process = subprocess.Popen(
             request["argv"], env=environment, cwd=request.get("cwd") or "/", start_new_session=True,

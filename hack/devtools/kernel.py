@@ -23,8 +23,7 @@ __all__ = ["KernelArtefacts", "KernelBuildError", "MissingToolError", "ensure_qe
 _HERE = Path(__file__).parent
 _TREE_FILES = [_HERE / name for name in ("kernel_apt.py", "kernel_tree.py")]
 _BOOT_FILES = [
-    _HERE / name
-    for name in ("kernel.py", "kernel_image.py", "mtty_patch.py", "mtty_fault.c", "guest_init.sh")
+    _HERE / name for name in ("kernel.py", "kernel_image.py", "mtty_patch.py", "mtty_fault.c", "guest_init.sh")
 ]
 MODULES = ("9p", "9pnet_virtio", "virtio_net", "vfio", "vfio_iommu_type1", "mdev")
 APPLETS = ("sh", "mount", "mkdir", "insmod", "ip", "cat", "hostname", "sync", "chroot", "poweroff")
@@ -50,9 +49,7 @@ def kernel_artefacts() -> KernelArtefacts:
     `devtools.mtty_patch.PatchError` or `KernelBuildError`.
     """
     mirror = machine_mirror()
-    tree = build_once(
-        "kernel-tree", content_key(_TREE_FILES, mirror.suite), lambda target: fetch_tree(target, mirror)
-    )
+    tree = build_once("kernel-tree", content_key(_TREE_FILES, mirror.suite), lambda target: fetch_tree(target, mirror))
     key = content_key(_BOOT_FILES, (tree / "abi").read_text())
     boot = build_once("kernel-boot", key, lambda target: _build(target, tree))
     return KernelArtefacts(vmlinux=boot / "vmlinux", initrd=boot / "initrd")

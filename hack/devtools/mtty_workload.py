@@ -124,9 +124,7 @@ def region_offset(device: int, index: int) -> int:
     return int(offset)
 
 
-def arm_fault(
-    old: int, new: int, fault: Fault, *, device: str = "", delay_ms: int = 0, count: int = 1
-) -> None:
+def arm_fault(old: int, new: int, fault: Fault, *, device: str = "", delay_ms: int = 0, count: int = 1) -> None:
     """Have the next ``count`` arcs old -> new of a device, or any, hit.
 
     States are numbers of ``enum vfio_device_mig_state``. Arming another fault replaces this one.

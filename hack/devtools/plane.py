@@ -257,14 +257,10 @@ class Plane:
             check=False,
         )
         if check and result.returncode:
-            raise KubectlError(
-                f"kubectl {' '.join(args)}: exit code {result.returncode}: {result.stderr.strip()}"
-            )
+            raise KubectlError(f"kubectl {' '.join(args)}: exit code {result.returncode}: {result.stderr.strip()}")
         return result.stdout
 
-    def service_account_kubeconfig(
-        self, namespace: str, name: str, path: Path, duration_s: int = 7200
-    ) -> None:
+    def service_account_kubeconfig(self, namespace: str, name: str, path: Path, duration_s: int = 7200) -> None:
         """Write a kubeconfig with a new token of the service account, and its namespace as the default.
 
         Raises:
@@ -276,9 +272,7 @@ class Plane:
         kubeconfig = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [
-                {"name": "testplane", "cluster": {"server": self.server, "certificate-authority-data": ca}}
-            ],
+            "clusters": [{"name": "testplane", "cluster": {"server": self.server, "certificate-authority-data": ca}}],
             "users": [{"name": name, "user": {"token": token}}],
             "contexts": [{"name": "testplane", "context": context}],
             "current-context": "testplane",

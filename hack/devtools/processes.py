@@ -36,7 +36,7 @@ class Child:
                 stdout=out,
                 stderr=out,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl, no locks
+                preexec_fn=_die_with_parent,
             )
         if ready:
             self.wait_for(ready, timeout)

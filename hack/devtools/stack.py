@@ -73,7 +73,7 @@ class Node:
         self._stack.closing.callback(child.stop)
         return child
 
-    def start_agent(self, **settings: str) -> Child:
+    def start_agent(self, *, module: str = "vfio_agent", **settings: str) -> Child:
         """Start (or start again) the agent, with its token; returns once it has started."""
         token, kubeconfig = self._stack.agent_credentials(self.name, self.dir)
         env = {
@@ -96,7 +96,7 @@ class Node:
         }
         self.agent = self._child(
             "agent",
-            "vfio_agent",
+            module,
             [],
             "agent started",
             {f"VFIO_AGENT_{key}": value for key, value in env.items()},
@@ -125,11 +125,18 @@ def _logged(child: Child, event: str) -> Json:
 class Stack:
     """Control plane with the CRDs and the chart's RBAC; then operators and nodes as asked for."""
 
-    def __init__(self, nodes: Sequence[str], *, fsync: bool = False, apiserver_args: Sequence[str] = ()):
+    def __init__(
+        self,
+        nodes: Sequence[str],
+        *,
+        fsync: bool = False,
+        apiserver_args: Sequence[str] = (),
+        tls_sans: Sequence[str] = (),
+    ):
         self.closing = contextlib.ExitStack()
         self.dir = Path(tempfile.mkdtemp(prefix="vs-", dir="/tmp"))  # unix socket paths are short
         self.closing.callback(_remove, self.dir)
-        self.plane = Plane(nodes, fsync=fsync, apiserver_args=apiserver_args)
+        self.plane = Plane(nodes, fsync=fsync, apiserver_args=apiserver_args, tls_sans=tls_sans)
         self.nodes: dict[str, Node] = {}
 
     def __enter__(self) -> "Stack":
@@ -185,7 +192,7 @@ class Stack:
         }
         child = Child(
             name,
-            [sys.executable, "-m", settings.pop("MODULE", "vfio_operator")],
+            [sys.executable, "-m", "vfio_operator"],
             self.dir / f"{name}.log",
             {**python_path(), **{f"VFIO_OPERATOR_{key}": value for key, value in env.items()}},
             "operator started",
@@ -203,8 +210,11 @@ class Stack:
         node = self.nodes[name] = Node(self, name, devices, p2p or {"rate_per_second": 200, "latency_us": 500})
         return node
 
-    def agent_credentials(self, node: str, folder: Path) -> tuple[Path, Path]:
-        """(token file for the operator, kubeconfig) of the agent pod on a node; the pod is made if absent."""
+    def agent_credentials(self, node: str, folder: Path, server: str = "") -> tuple[Path, Path]:
+        """(token file for the operator, kubeconfig) of the agent pod on a node; the pod is made if absent.
+
+        `server` is the API server's URL where the agent runs, if another than here.
+        """
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -220,7 +230,7 @@ class Stack:
         create = ["create", "token", "vfio-agent", "--namespace", NAMESPACE, *bound]
         token, kubeconfig = folder / "operator-token", folder / "kubeconfig"
         token.write_text(self.kubectl(*create, f"--audience={AUDIENCE}").strip())
-        kubeconfig.write_text(json.dumps(self.kubeconfig_for(self.kubectl(*create).strip())))
+        kubeconfig.write_text(json.dumps(self.kubeconfig_for(self.kubectl(*create).strip(), server)))
         return token, kubeconfig
 
     def kubeconfig_for(self, token: str, server: str = "", tls_name: str = "") -> Json:

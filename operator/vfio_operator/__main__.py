@@ -10,8 +10,8 @@ import kopf
 import structlog
 from prometheus_client import start_http_server
 from pydantic import ValidationError
-from vfio_api import logs
 
+from vfio_api import logs
 from vfio_operator.channel import AgentLink, start_server
 from vfio_operator.coordinator import Coordinator
 from vfio_operator.handlers import kopf_settings, registry_for
@@ -52,9 +52,7 @@ class Operator:
         link = AgentLink(coordinator.agents, self._api, leadership, self.metrics)
         server, port = await start_server(link, self._identity, settings.listen_host, settings.listen_port)
         leadership.address = f"{settings.advertise_host}:{port}"
-        web, web_thread = start_http_server(
-            settings.metrics_port, settings.metrics_host, self.metrics.registry
-        )
+        web, web_thread = start_http_server(settings.metrics_port, settings.metrics_host, self.metrics.registry)
         log.info("operator started", port=port, metrics_port=web.server_port)
         election = asyncio.create_task(self._elect(leadership, coordinator))
         try:
@@ -107,9 +105,7 @@ def main() -> None:
     try:
         settings = OperatorSettings()  # type: ignore[call-arg]  # from the environment
     except ValidationError as error:
-        wrong = "; ".join(
-            f"VFIO_OPERATOR_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()
-        )
+        wrong = "; ".join(f"VFIO_OPERATOR_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
         sys.exit(f"vfio-operator: settings are wrong: {wrong}")
     logs.configure(settings.log_level, pod=settings.pod_name)
     logging.getLogger("kopf").setLevel(logging.WARNING)

@@ -11,18 +11,19 @@ from dataclasses import dataclass, field
 import grpc
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
+
 from vfio_api import PROTOCOL_VERSION, wire
 from vfio_api.names import AGENT_SERVICE_ACCOUNT
 from vfio_api.types import AgentHello, Command, Role, SessionReport
 from vfio_api.v1 import agent_pb2 as pb
 from vfio_api.v1 import agent_pb2_grpc
-
 from vfio_operator.kube import Caller, OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.pki import ServerIdentity
 
 log = structlog.get_logger()
+_Context = grpc.aio.ServicerContext[pb.AgentMessage, pb.OperatorMessage]
 HELLO_SECONDS = 10.0
 QUEUED_COMMANDS = 1024
 SERVER_OPTIONS = [
@@ -127,7 +128,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         self._agents, self._api, self._leadership, self._metrics = agents, api, leadership, metrics
 
     async def Connect(  # noqa: N802 - the name of the rpc
-        self, request_iterator: AsyncIterator[pb.AgentMessage], context: grpc.aio.ServicerContext
+        self, request_iterator: AsyncIterator[pb.AgentMessage], context: _Context
     ) -> None:
         """See agent.proto."""
         if not self._leadership.leading:
@@ -159,7 +160,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         self,
         stream: AgentStream,
         requests: AsyncIterator[pb.AgentMessage],
-        context: grpc.aio.ServicerContext,
+        context: _Context,
     ) -> None:
         log.info("agent connected", node=stream.node, pod=stream.pod, version=stream.hello.version)
         welcome = pb.Welcome(epoch=self._leadership.epoch, node=stream.node)
@@ -182,12 +183,12 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             if message.HasField("report"):
                 self._agents.reported(stream.node, wire.report_from_wire(message.report))
 
-    async def _write(self, stream: AgentStream, context: grpc.aio.ServicerContext) -> None:
+    async def _write(self, stream: AgentStream, context: _Context) -> None:
         while True:
             command = await stream.commands.get()
             await context.write(pb.OperatorMessage(command=wire.command_to_wire(command)))
 
-    async def _identify(self, context: grpc.aio.ServicerContext) -> Caller:
+    async def _identify(self, context: _Context) -> Caller:
         metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
         bearer = str(metadata.get("authorization", ""))
         caller = None
@@ -195,31 +196,23 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             try:
                 caller = await self._api.review_token(bearer.removeprefix("Bearer "))
             except (ApiException, OSError, TimeoutError) as error:
-                await self._refuse(
-                    context, grpc.StatusCode.UNAVAILABLE, f"the token cannot be reviewed now: {error}"
-                )
+                await self._refuse(context, grpc.StatusCode.UNAVAILABLE, f"the token cannot be reviewed now: {error}")
         expected = f"system:serviceaccount:{self._api.namespace}:{AGENT_SERVICE_ACCOUNT}"
         if caller is None or caller.username != expected:
             who = caller.username if caller else "nobody (the token is not valid for this audience)"
-            await self._refuse(
-                context, grpc.StatusCode.UNAUTHENTICATED, f"expected a token of {expected}, found {who}"
-            )
+            await self._refuse(context, grpc.StatusCode.UNAUTHENTICATED, f"expected a token of {expected}, found {who}")
         assert caller is not None
         if not caller.node:
-            await self._refuse(
-                context, grpc.StatusCode.UNAUTHENTICATED, "the token is not bound to a pod on a node"
-            )
+            await self._refuse(context, grpc.StatusCode.UNAUTHENTICATED, "the token is not bound to a pod on a node")
         return caller
 
-    async def _refuse(self, context: grpc.aio.ServicerContext, code: grpc.StatusCode, why: str) -> None:
+    async def _refuse(self, context: _Context, code: grpc.StatusCode, why: str) -> None:
         log.warning("agent refused", code=code.name, why=why)
         self._metrics.refused_agents.labels(code.name).inc()
         await context.abort(code, why)
 
 
-async def start_server(
-    link: AgentLink, identity: ServerIdentity, host: str, port: int
-) -> tuple[grpc.aio.Server, int]:
+async def start_server(link: AgentLink, identity: ServerIdentity, host: str, port: int) -> tuple[grpc.aio.Server, int]:
     """Listen with TLS; returns the server and the port it listens on. Raises OSError if it cannot."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
     agent_pb2_grpc.add_AgentLinkServicer_to_server(link, server)  # type: ignore[no-untyped-call]

@@ -4,7 +4,6 @@ import time
 
 from vfio_api.models_status import Phase
 from vfio_api.types import Outcome, Role
-
 from vfio_operator.execute import Memory
 from vfio_operator.forecast import predicted_downtime_microseconds
 from vfio_operator.kube import now
@@ -14,6 +13,7 @@ from vfio_operator.plan import Finish, Plan
 from vfio_operator.status import Measured, StepTiming, outcome_label, reports
 
 BARRIERS = ("BarrierA", "BarrierB", "BarrierC", "BarrierD", "RestoreP2P")
+STARTING = ("Decide", "BarrierC", "BarrierD")
 DOWN = ("BarrierA", "BarrierB")
 # What agents time themselves, in the order in which it happens, and how it is called in the status.
 AGENT_STEPS = {
@@ -54,10 +54,9 @@ class Clockwork:
         if planned.step in DOWN and self._down_began is None:
             self._down_began = moment
         committed = observed.switchover.decision is Outcome.COMMIT
-        if committed and self._down_began is not None and self._downtime is None:
-            if planned.step not in ("BarrierC", "BarrierD", "Decide"):
-                self._downtime = int((moment - self._down_began) * 1e6)
-                self._metrics.measured_downtime(self._downtime / 1e6, self._uid)
+        if committed and planned.step not in STARTING and self._down_began is not None and self._downtime is None:
+            self._downtime = int((moment - self._down_began) * 1e6)
+            self._metrics.measured_downtime(self._downtime / 1e6, self._uid)
         self._step, self._step_began, self._step_start = planned.step, moment, now()
         self._enter(planned.phase, moment)
         return True
@@ -103,9 +102,7 @@ class Clockwork:
                     slowest[step] = max(slowest.get(step, 0), timing.microseconds)
         start = next((t.start for t in self._timings if t.step in DOWN), self._step_start)
         return tuple(
-            StepTiming(f"Agent/{step}", start, slowest[step])
-            for step in AGENT_STEPS.values()
-            if step in slowest
+            StepTiming(f"Agent/{step}", start, slowest[step]) for step in AGENT_STEPS.values() if step in slowest
         )
 
     def finished(self, observed: Observed, finish: Finish) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -55,9 +56,7 @@ class Coordinator:
         """This replica was elected: start a task for every active migration."""
         settled_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
         inventory = MappingProxyType(self._devices)
-        self._context = Context(
-            self._api, self.agents, self._leadership, self._metrics, inventory, settled_at
-        )
+        self._context = Context(self._api, self.agents, self._leadership, self._metrics, inventory, settled_at)
         self._metrics.leader.set(1)
         self._metrics.epoch.set(self._leadership.epoch)
         for uid in list(self._bodies):
@@ -80,7 +79,7 @@ class Coordinator:
         elif self._context is not None:
             migration = MigrationTask(observe.key_of(body), body, self._context)
             task = asyncio.create_task(migration.run(), name=f"migration {migration.key}")
-            task.add_done_callback(lambda t, u=uid: self._ended(u, t))
+            task.add_done_callback(partial(self._ended, uid))
             self._tasks[uid] = migration, task
 
     def _ended(self, uid: str, task: asyncio.Task[None]) -> None:

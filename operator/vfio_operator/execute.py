@@ -7,9 +7,9 @@ from typing import Any
 
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
+
 from vfio_api.errors import Reason
 from vfio_api.types import Command, Failure, Goal, Outcome, Peer, Role, SessionDevice, SessionSpec
-
 from vfio_operator import observe
 from vfio_operator.channel import Agents
 from vfio_operator.kube import OperatorApi
@@ -53,7 +53,7 @@ class Memory:
     has_finalizer: bool = False
     pairs_persisted: bool = False
     claims: set[str] = field(default_factory=set)
-    switchover: Switchover = Switchover()
+    switchover: Switchover = field(default_factory=Switchover)
     decision_by: str = ""
     decision_time: str = ""
     failure: Failure | None = None

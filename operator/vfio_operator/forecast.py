@@ -1,7 +1,6 @@
 """How long the switchover would take now, from what the sources report. Pure."""
 
 from vfio_api.types import DeviceReport, Role
-
 from vfio_operator.observed import Observed
 
 # Before any byte has been measured: a modest link, so that nothing converges on hope.
@@ -34,11 +33,10 @@ def predicted_downtime_microseconds(observed: Observed) -> int | None:
 
 def converged(observed: Observed) -> bool:
     """Every device's initial bytes are loaded at the target, and the forecast keeps the downtime limit."""
-    predicted = predicted_downtime_microseconds(observed)
+    predicted, strategy = predicted_downtime_microseconds(observed), observed.wish.strategy
     if predicted is None:
         return False
-    for devices in _sources(observed):
-        if observed.wish.strategy.pre_copy != "Disabled" and observed.wish.strategy.switchover_ack:
-            if not all(d.initial_acknowledged for d in devices):
-                return False
-    return predicted <= observed.wish.strategy.downtime_limit_milliseconds * 1000
+    acknowledged = all(d.initial_acknowledged for devices in _sources(observed) for d in devices)
+    if strategy.pre_copy != "Disabled" and strategy.switchover_ack and not acknowledged:
+        return False
+    return predicted <= strategy.downtime_limit_milliseconds * 1000

@@ -6,9 +6,9 @@ kopf's own finalizers, patches and Events would be written by a standby replica 
 from typing import Any
 
 import kopf
+
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.names import FINISHED_LABEL
-
 from vfio_operator.coordinator import Coordinator
 from vfio_operator.settings import OperatorSettings
 
@@ -23,11 +23,11 @@ def registry_for(coordinator: Coordinator, settings: OperatorSettings) -> kopf.O
             return kopf.login_with_kubeconfig(**kwargs)
         return kopf.login_with_service_account(**kwargs)
 
-    @kopf.on.event(API_GROUP, API_VERSION, "vfiodevices", registry=registry)  # type: ignore[arg-type]
+    @kopf.on.event(API_GROUP, API_VERSION, "vfiodevices", registry=registry)
     async def device(event: kopf.RawEvent, **_: Any) -> None:
         coordinator.device(event["object"], deleted=event["type"] == "DELETED")
 
-    @kopf.on.event(API_GROUP, API_VERSION, "vfiomigrations", registry=registry)  # type: ignore[arg-type]
+    @kopf.on.event(API_GROUP, API_VERSION, "vfiomigrations", registry=registry)
     async def migration(event: kopf.RawEvent, **_: Any) -> None:
         coordinator.migration(event["object"], deleted=event["type"] == "DELETED")
 
@@ -39,9 +39,7 @@ def kopf_settings(settings: OperatorSettings) -> kopf.OperatorSettings:
     made = kopf.OperatorSettings()
     made.posting.enabled = False
     made.posting.loggers = False
-    made.scanning.disabled = (
-        True  # the CRDs are installed before the operator: no watch on them or on namespaces
-    )
+    made.scanning.disabled = True  # the CRDs are installed before the operator: no watch on them or on namespaces
     made.watching.chunk_size = 500
     made.watching.label_selectors[API_GROUP, API_VERSION, "vfiomigrations"] = f"!{FINISHED_LABEL}"
     made.networking.request_timeout = 30

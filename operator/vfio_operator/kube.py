@@ -1,5 +1,8 @@
 """What the operator asks of the API server. Thin: every method is one request, with a deadline."""
 
+import contextlib
+import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,10 +11,10 @@ from typing import Any
 
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
+
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.names import CA_CONFIGMAP, CA_KEY, FINALIZER, FINISHED_LABEL, TOKEN_AUDIENCE
 from vfio_api.types import MigrationKey, Outcome
-
 from vfio_operator.observed import Observed
 
 FIELD_MANAGER = "vfio-operator"
@@ -35,24 +38,34 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def brief(error: BaseException) -> str:
+    """An API or network error in one line, with the API server's own message."""
+    body = getattr(error, "body", None)
+    if isinstance(body, str) and body.startswith("{"):
+        with contextlib.suppress(ValueError):
+            body = json.loads(body).get("message", body)
+    return str(body or error or type(error).__name__).strip().partition("\n")[0][:500]
+
+
 class OperatorApi:
     """The API server as the operator uses it. Errors are kubernetes.aio's ApiException and OSError."""
 
     def __init__(self, api_client: Any, namespace: str, instance: str):
         self.client, self.namespace, self.instance = api_client, namespace, instance
-        self._objects = client.CustomObjectsApi(api_client)
-        self._core = client.CoreV1Api(api_client)
-        self._authn = client.AuthenticationV1Api(api_client)
-        self._events = client.EventsV1Api(api_client)
+        # Any: the client takes dicts and answers with optional everything
+        self._objects: Any = client.CustomObjectsApi(api_client)
+        self._core: Any = client.CoreV1Api(api_client)
+        self._authn: Any = client.AuthenticationV1Api(api_client)
+        self._events: Any = client.EventsV1Api(api_client)
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None, namespace: str, instance: str) -> "OperatorApi":
         """From a kubeconfig, or from the pod's service account."""
         settings = client.Configuration()
         if kubeconfig is not None:
-            await config.load_kube_config(str(kubeconfig), client_configuration=settings)
+            await config.load_kube_config(str(kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
         else:
-            config.load_incluster_config(client_configuration=settings)
+            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         return cls(client.ApiClient(settings), namespace, instance)
 
     async def apply_status(self, key: MigrationKey, status: Json) -> None:
@@ -282,7 +295,7 @@ class OperatorApi:
             {
                 "apiVersion": "events.k8s.io/v1",
                 "kind": "Event",
-                "metadata": {"generateName": f"{key.name[:200]}.", "namespace": key.namespace},
+                "metadata": {"name": f"{key.name[:200]}.{time.time_ns():x}", "namespace": key.namespace},
                 "eventTime": stamp,
                 "reportingController": f"{API_GROUP}/operator",
                 "reportingInstance": self.instance[:128],

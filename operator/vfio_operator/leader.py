@@ -14,7 +14,9 @@ from typing import Any
 import structlog
 from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
+
 from vfio_api.names import ADDRESS_ANNOTATION, EPOCH_ANNOTATION, LEASE_NAME
+from vfio_operator.kube import brief
 
 log = structlog.get_logger()
 
@@ -37,7 +39,7 @@ class Leadership:
         renew_deadline_seconds: float,
         retry_seconds: float,
     ):
-        self._leases = client.CoordinationV1Api(api_client)
+        self._leases: Any = client.CoordinationV1Api(api_client)
         self._namespace, self._identity, self.address = namespace, identity, address
         self._lease_seconds, self._deadline, self._retry = (
             lease_seconds,
@@ -56,7 +58,7 @@ class Leadership:
 
     async def run(self, elected: Callable[[], Awaitable[None]]) -> None:
         """Wait for the Lease, take it, call `elected` once, then renew. Raises LeadershipLostError at the end of it."""
-        while not await self._try(self._take):
+        while not await self._try(self._take):  # noqa: ASYNC110 - another process gives it free
             await asyncio.sleep(self._retry)
         log.info("leading", epoch=self.epoch, address=self.address)
         await elected()
@@ -67,9 +69,7 @@ class Leadership:
                 renewed = time.monotonic()
             elif not self.leading or time.monotonic() - renewed > self._deadline:
                 self.epoch = 0
-                raise LeadershipLostError(
-                    f"lease {LEASE_NAME} was lost; this replica ends, the next one leads"
-                )
+                raise LeadershipLostError(f"lease {LEASE_NAME} was lost; this replica ends, the next one leads")
 
     async def raise_epoch(self, above: int) -> None:
         """An agent has seen epoch `above`: never command with less. Raises LeadershipLostError."""
@@ -93,7 +93,7 @@ class Leadership:
             async with asyncio.timeout(max(self._retry, 1.0)):
                 return await attempt()
         except (ApiException, OSError, TimeoutError) as error:
-            log.warning("lease not reached", error=str(error).partition("\n")[0])
+            log.warning("lease not reached", error=brief(error))
             return False
 
     async def _take(self) -> bool:

@@ -11,9 +11,7 @@ class OperatorMetrics:
 
     def __init__(self, version: str):
         registry = self.registry = CollectorRegistry()
-        self.outcomes = Counter(
-            "vfio_migrations_total", "Ended migrations.", ["result", "reason"], registry=registry
-        )
+        self.outcomes = Counter("vfio_migrations_total", "Ended migrations.", ["result", "reason"], registry=registry)
         self.in_progress = Gauge(
             "vfio_migrations_in_progress", "Migrations under way, by phase.", ["phase"], registry=registry
         )

@@ -8,14 +8,14 @@ from typing import Any
 
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
+
 from vfio_api.errors import Reason
 from vfio_api.types import Failure, MigrationKey, Role
-
 from vfio_operator import observe
 from vfio_operator.channel import Agents
 from vfio_operator.clockwork import Clockwork
 from vfio_operator.execute import Executor, Memory
-from vfio_operator.kube import OperatorApi
+from vfio_operator.kube import OperatorApi, brief
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Participant
@@ -29,6 +29,7 @@ from vfio_operator.plan import (
     Plan,
     Send,
     Unclaim,
+    first_failure,
     plan,
     rolls_back,
 )
@@ -84,7 +85,11 @@ class MigrationTask:
             self._wake.clear()
             observed = self._observe()
             planned = plan(observed)
+            if self._memory.failure is None and rolls_back(observed):
+                # the first cause stays the cause, whatever the way back adds
+                self._memory.failure = first_failure(observed)
             if self._clockwork.track(planned, observed):
+                self._publisher.milestone(planned)
                 self._log.info("step", step=planned.step, phase=planned.phase.value, message=planned.sentence)
             for action in planned.actions:
                 if isinstance(action, Finish):
@@ -94,7 +99,7 @@ class MigrationTask:
                 progressed = await self._act(observed, planned)
                 backoff = FIRST_BACKOFF
             except (ApiException, OSError, TimeoutError) as error:
-                self._log.warning("API server refused or is away", step=planned.step, error=_brief(error))
+                self._log.warning("API server refused or is away", step=planned.step, error=brief(error))
                 await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 backoff = min(2 * backoff, LAST_BACKOFF)
                 progressed = True
@@ -114,9 +119,9 @@ class MigrationTask:
                 await call()
             except (ApiException, OSError, TimeoutError) as error:
                 if isinstance(error, ApiException) and error.status == 404:
-                    self._log.warning("the object is gone", error=_brief(error))
+                    self._log.warning("the object is gone", error=brief(error))
                     return
-                self._log.warning("API server refused or is away", error=_brief(error))
+                self._log.warning("API server refused or is away", error=brief(error))
                 await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 backoff = min(2 * backoff, LAST_BACKOFF)
             else:
@@ -129,9 +134,7 @@ class MigrationTask:
         memory.pairs_persisted = bool(observe.persisted_pairs(memory.body))
         if memory.pairs_persisted:
             self._executor.read_back(await api.switchover(self.key))
-        memory.claims.update(
-            r.object_name for r in self._context.inventory.values() if r.claim_uid == self.key.uid
-        )
+        memory.claims.update(r.object_name for r in self._context.inventory.values() if r.claim_uid == self.key.uid)
         wish = observe.wish_of(memory.body)
         named = {node for p in wish.pairs for node in (p.source_node, p.target_node)}
         absent = named - self._context.agents.connected
@@ -239,14 +242,9 @@ class MigrationTask:
 
     async def _finish(self, observed: Observed, planned: Plan, finish: Finish) -> None:
         measured = self._clockwork.measured(self._memory, observed)
-        await self._publisher.write(observed, planned, measured)
+        await self._publisher.write_last(observed, planned, measured)
         await self._context.api.finished(self.key)
         await self._publisher.finished(planned, finish, measured)
         self._clockwork.finished(observed, finish)
         self._context.agents.forget(self.key.uid)
         self._log.info("finished", phase=finish.phase.value, message=planned.sentence)
-
-
-def _brief(error: BaseException) -> str:
-    body = getattr(error, "body", None)
-    return str(body or error).strip().partition("\n")[0][:500]

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+
 from vfio_api.device import MigrationFlags
 from vfio_api.models import MigrationSpec, Mode, OnConvergenceTimeout, PauseMethod, parse_quantity
 from vfio_api.names import FINALIZER
 from vfio_api.types import MigrationKey, Outcome
-
 from vfio_operator.observed import DeviceRecord, Pair, Strategy, Switchover, Wish
 
 Body = Mapping[str, Any]
@@ -52,9 +52,7 @@ def _unsupported(spec: MigrationSpec) -> str:
     if not spec.devices:
         return "spec.devices is absent; this version needs each pair to be named there"
     if spec.workload is not None and spec.workload.pause.method is not PauseMethod.NONE:
-        return (
-            f"spec.workload.pause.method is {spec.workload.pause.method.value}; this version does None only"
-        )
+        return f"spec.workload.pause.method is {spec.workload.pause.method.value}; this version does None only"
     return ""
 
 

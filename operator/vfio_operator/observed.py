@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from vfio_api.device import MigrationFlags
+from vfio_api.device import NO_FLAGS, MigrationFlags
 from vfio_api.types import Failure, Goal, MigrationKey, Outcome, Role, SessionReport
 
 
@@ -17,7 +17,7 @@ class DeviceRecord:
     address: str
     driver: str = ""
     model: str = ""
-    flags: MigrationFlags = MigrationFlags(0)
+    flags: MigrationFlags = NO_FLAGS
     migratable: bool = False
     holder: str = ""
     claim_uid: str = ""

@@ -16,7 +16,6 @@ from vfio_api.device import MigrationFlags
 from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
 from vfio_api.types import Failure, Goal, Outcome, Role
-
 from vfio_operator.forecast import converged
 from vfio_operator.observed import Observed, Participant, has_reached
 from vfio_operator.resolve import refusal
@@ -228,9 +227,7 @@ def _gone(participant: Participant) -> bool:
 
 def _targets_blank(observed: Observed) -> bool:
     # a target that cannot be reached keeps its claim; it is blanked when it comes back
-    return all(
-        has_reached(p, Goal.RELEASED) or not p.connected for p in observed.side(Role.TARGET) if p.touched
-    )
+    return all(has_reached(p, Goal.RELEASED) or not p.connected for p in observed.side(Role.TARGET) if p.touched)
 
 
 def one_node(observed: Observed, role: Role) -> bool:
@@ -259,9 +256,7 @@ def _p2p_restored(observed: Observed) -> bool:
 def _converged(observed: Observed) -> bool:
     if observed.switchover.exists:
         return True
-    return converged(observed) or (
-        observed.converge_expired and observed.wish.strategy.switch_over_on_timeout
-    )
+    return converged(observed) or (observed.converge_expired and observed.wish.strategy.switch_over_on_timeout)
 
 
 def claimed_devices(observed: Observed) -> tuple[tuple[str, str], ...]:
@@ -425,7 +420,7 @@ ROLLBACK: tuple[Step, ...] = (
         lambda _o: RELEASE_SECONDS,
     ),
     Step(
-        "ReleaseSources",
+        "EndSources",
         _P.ROLLING_BACK,
         _all_touched(_S, Goal.RELEASED),
         _tell_touched(_S, Goal.RELEASED),

@@ -6,10 +6,10 @@ from typing import Any
 
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
-from vfio_api.types import MigrationKey
 
+from vfio_api.types import MigrationKey
 from vfio_operator import status
-from vfio_operator.kube import OperatorApi, now
+from vfio_operator.kube import OperatorApi, brief, now
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import Observed
 from vfio_operator.plan import Finish, Plan
@@ -20,9 +20,13 @@ PROGRESS_SECONDS = 0.5
 # In these steps the workload is down: nothing is written that can wait.
 QUIET_STEPS = frozenset({"BarrierA", "BarrierB", "Vote", "Decide", "BarrierC", "BarrierD"})
 ANNOUNCED = {
-    "PrepareSources": ("Preparing", "devices are reserved; agents prepare sources and targets"),
+    "PrepareSources": ("Preparing", "devices are reserved"),
     "Converge": ("PreCopyStarted", "device state is copied while the devices run"),
+    "BarrierA": ("SwitchoverStarted", "the workload's devices are being stopped"),
+    "BarrierB": ("SwitchoverStarted", "the workload's devices are being stopped"),
+    "BarrierD": ("Committed", "every target has loaded its state and the decision is Commit"),
     "ReleaseSources": ("Switched", "every device runs at its target"),
+    "RestoreP2P": ("RollingBack", "sources are returned to RUNNING"),
     "Restore": ("RollingBack", "sources are returned to RUNNING"),
 }
 
@@ -30,29 +34,35 @@ ANNOUNCED = {
 class Publisher:
     """The status and Events of `key`."""
 
-    def __init__(
-        self, api: OperatorApi, metrics: OperatorMetrics, key: MigrationKey, body: Mapping[str, Any]
-    ):
+    def __init__(self, api: OperatorApi, metrics: OperatorMetrics, key: MigrationKey, body: Mapping[str, Any]):
         self._api, self._metrics, self._key = api, metrics, key
         self._generation = body["metadata"].get("generation", 1)
         self._written: Json = dict(body.get("status", {}))
         self._offered: tuple[Observed, Plan, Measured] | None = None
         self._announced: set[str] = set()
+        self._due: list[tuple[str, str]] = []
         self._task: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
+        self._closed = False
 
     def offer(self, observed: Observed, planned: Plan, measured: Measured) -> None:
         """Have the status written soon; only the newest offer is. In the switchover nothing is."""
-        if planned.step in QUIET_STEPS:
+        if planned.step in QUIET_STEPS or self._closed:
             return
         self._offered = observed, planned, measured
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
 
     def stop(self) -> None:
-        """Write nothing more."""
+        """Write nothing more of what was offered."""
+        self._offered = None
         if self._task is not None:
             self._task.cancel()
+
+    async def write_last(self, observed: Observed, planned: Plan, measured: Measured) -> None:
+        """The terminal status: nothing that was offered before may be written after it."""
+        self._closed = True
+        await self._write(observed, planned, measured)
 
     async def _drain(self) -> None:
         while self._offered is not None:
@@ -60,31 +70,35 @@ class Publisher:
             try:
                 await self.write(observed, planned, measured)
             except (ApiException, OSError, TimeoutError) as error:
-                log.warning(
-                    "status not written", migration=str(self._key), error=str(error).partition("\n")[0]
-                )
+                log.warning("status not written", migration=str(self._key), error=brief(error))
             await asyncio.sleep(PROGRESS_SECONDS)
 
     async def write(self, observed: Observed, planned: Plan, measured: Measured) -> None:
-        """Write the status now if it differs from the last one written."""
+        """Write the status now if it differs from the last one written; not after the last one."""
+        if not self._closed:
+            await self._write(observed, planned, measured)
+
+    async def _write(self, observed: Observed, planned: Plan, measured: Measured) -> None:
+        # the lock makes a write that is under way end before the next one begins
         async with self._writing:
             made = status.build(observed, planned, measured, self._generation, now(), self._written)
             if made != self._written:
                 await self._api.apply_status(self._key, made)
                 self._metrics.api_writes.labels("status").inc()
                 self._written = made
-        await self._announce(planned)
+            due, self._due = self._due, []
+        for reason, message in due:
+            await self._event(reason, message, warning=reason == "RollingBack")
 
-    async def _announce(self, planned: Plan) -> None:
+    def milestone(self, planned: Plan) -> None:
+        """The plan has come to another step: its Event, if it has one, goes out after the next status write."""
         event = ANNOUNCED.get(planned.step)
-        if event is not None and planned.step not in self._announced:
-            self._announced.add(planned.step)
-            reason, message = event
-            await self._event(reason, f"{message}: {planned.sentence}", warning=reason == "RollingBack")
+        if event is not None and event[0] not in self._announced:
+            self._announced.add(event[0])
+            self._due.append((event[0], f"{event[1]}: {planned.sentence}"))
 
     async def finished(self, planned: Plan, finish: Finish, measured: Measured) -> None:
         """The last Event, after the terminal status was written."""
-        self.stop()
         _, reason = status.outcome_label(finish)
         message = planned.sentence
         if measured.downtime_microseconds is not None and finish.failure is None:
@@ -96,4 +110,4 @@ class Publisher:
             await self._api.event(self._key, reason, message, warning=warning)
             self._metrics.api_writes.labels("event").inc()
         except (ApiException, OSError, TimeoutError) as error:  # an Event is a courtesy
-            log.warning("event not posted", migration=str(self._key), error=str(error).partition("\n")[0])
+            log.warning("event not posted", migration=str(self._key), error=brief(error))

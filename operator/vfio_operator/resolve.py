@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from vfio_api.device import MigrationFlags
 from vfio_api.errors import Reason
 from vfio_api.types import Failure
-
 from vfio_operator.observed import DeviceRecord, Observed, Pair
 
 

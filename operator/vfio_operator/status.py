@@ -6,7 +6,6 @@ from typing import Any
 from vfio_api.device import DeviceState, MigrationFlags
 from vfio_api.models_status import Phase
 from vfio_api.types import DeviceReport, Failure, Goal, Outcome, Role
-
 from vfio_operator.forecast import converged
 from vfio_operator.observed import Observed, has_reached
 from vfio_operator.plan import Finish, Plan
@@ -34,9 +33,7 @@ class Measured:
     decision_time: str = ""
 
 
-def build(
-    observed: Observed, plan: Plan, measured: Measured, generation: int, now: str, before: Json
-) -> Json:
+def build(observed: Observed, plan: Plan, measured: Measured, generation: int, now: str, before: Json) -> Json:
     """The whole status. `now` is RFC 3339; `before` is the last status, for the transition times of conditions."""
     finish = next((a for a in plan.actions if isinstance(a, Finish)), None)
     phase = finish.phase if finish else plan.phase
@@ -55,8 +52,7 @@ def build(
         ],
         "devices": _devices(observed),
         "timings": [
-            {"step": t.step, "startTime": t.start, "durationMicroseconds": t.microseconds}
-            for t in measured.timings
+            {"step": t.step, "startTime": t.start, "durationMicroseconds": t.microseconds} for t in measured.timings
         ],
         "progress": _progress(observed, phase),
     }
@@ -160,9 +156,7 @@ def _devices(observed: Observed) -> list[Json]:
             row["sourceState"] = source.state.name
         if target is not None:
             row["targetState"] = target.state.name
-        row["bytes"] = max(
-            source.transferred_bytes if source else 0, target.transferred_bytes if target else 0
-        )
+        row["bytes"] = max(source.transferred_bytes if source else 0, target.transferred_bytes if target else 0)
         rows.append(row)
     return rows
 
@@ -171,14 +165,10 @@ def _progress(observed: Observed, phase: Phase) -> Json:
     """Percent of what is known to have to be sent; bytes, their rate, and the seconds left at that rate."""
     sources = reports(observed, Role.SOURCE)
     sent = sum(d.transferred_bytes for d in sources.values())
-    left = sum(
-        d.initial_bytes + d.dirty_bytes if _copying(d) else d.stop_copy_bytes for d in sources.values()
-    )
+    left = sum(d.initial_bytes + d.dirty_bytes if _copying(d) else d.stop_copy_bytes for d in sources.values())
     rate = sum(d.bytes_per_second for d in sources.values())
-    if phase is Phase.SUCCEEDED:
-        percent = 100
-    else:
-        percent = min(99, 100 * sent // (sent + left)) if sent + left else 0
+    percent = min(99, 100 * sent // (sent + left)) if sent + left else 0
+    percent = 100 if phase is Phase.SUCCEEDED else percent
     progress = {"percent": percent, "bytes": sent, "bytesPerSecond": rate}
     if rate and left:
         progress["etaSeconds"] = -(-left // rate)

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from cluster.objects import NAMESPACE
+from cluster.world import World, audit_arguments, devices
 from devtools.plane import Plane
+from devtools.stack import Stack
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 
@@ -28,10 +31,37 @@ def crds(plane: Plane) -> Plane:
     return plane
 
 
-@pytest.fixture(scope="module")
-def namespace(crds: Plane) -> Iterator[None]:
-    """The namespace of the objects that cluster.objects makes; it and their devices go with the module."""
+@pytest.fixture(scope="session")
+def empty_namespace(crds: Plane) -> Plane:
+    """The control plane with the namespace that cluster.objects uses."""
     crds.kubectl("create", "namespace", NAMESPACE)
-    yield
-    crds.kubectl("delete", "vfiodevices", "-l", f"test={NAMESPACE}")
-    crds.kubectl("delete", "namespace", NAMESPACE)
+    return crds
+
+
+@pytest.fixture(scope="module")
+def namespace(empty_namespace: Plane) -> Iterator[Plane]:
+    """The control plane for objects of cluster.objects, which go with the module."""
+    yield empty_namespace
+    empty_namespace.kubectl("delete", "vfiomigrations,vfioswitchovers", "--all", "-n", NAMESPACE)
+    empty_namespace.kubectl("delete", "vfiodevices", "-l", f"test={NAMESPACE}")
+
+
+@pytest.fixture(scope="session")
+def audit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the API server of `world` writes its audit log."""
+    return tmp_path_factory.mktemp("audit")
+
+
+@pytest.fixture(scope="session")
+def world(audit_folder: Path) -> Iterator[World]:
+    """The whole product: control plane, operator, two nodes with agents, and a Node without one."""
+    with Stack(["node-a", "node-b", "node-c"], apiserver_args=audit_arguments(audit_folder)) as stack:
+        operator = stack.start_operator("operator-0")
+        for name in ("node-a", "node-b"):
+            stack.add_node(name, devices()).start_agent()
+        operator.wait_for('"event": "leading"')
+        for node in stack.nodes.values():
+            assert node.agent is not None
+            node.agent.wait_for('"event": "connected"')
+        stack.devices_published(2 * 6)
+        yield World(stack, operator)

@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+
 from devtools.plane import KubectlError, Plane
 from vfio_api.models import device_object_name
 

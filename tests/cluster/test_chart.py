@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from devtools.plane import Plane
 from devtools.tools import helm
 from vfio_api.crd import custom_resource_definition
@@ -39,8 +40,8 @@ def chart(crds: Plane) -> Iterator[Plane]:
     items = json.dumps({"apiVersion": "v1", "kind": "List", "items": render("--set=crds.enabled=false")})
     crds.kubectl("apply", "-f", "-", input=items)
     yield crds
-    crds.kubectl("delete", "-f", "-", input=items)
-    crds.kubectl("delete", "namespace", NAMESPACE)
+    crds.kubectl("delete", "--wait=false", "-f", "-", input=items)
+    crds.kubectl("delete", "--wait=false", "namespace", NAMESPACE)
 
 
 def test_lint() -> None:
@@ -74,9 +75,11 @@ def test_lease_has_no_spec(chart: Plane) -> None:
 
 
 def may(plane: Plane, account: str, verb: str, resource: str, namespace: str) -> bool:
-    """Return whether a service account of the chart may do something."""
+    """Return whether a service account of the chart may do something to "resource", ".../name" or ".../status"."""
+    resource, slash, rest = resource.partition("/")
+    target = [resource, "--subresource=status"] if rest == "status" else [f"{resource}{slash}{rest}"]
     who = f"--as=system:serviceaccount:{NAMESPACE}:{account}"
-    answer = plane.kubectl("auth", "can-i", verb, resource, who, "-n", namespace, check=False)
+    answer = plane.kubectl("auth", "can-i", verb, *target, who, "-n", namespace, check=False)
     assert answer.strip() in {"yes", "no"}
     return answer.strip() == "yes"
 
@@ -130,5 +133,5 @@ def test_rights(chart: Plane, account: str, verb: str, resource: str, namespace:
         (AGENT_SERVICE_ACCOUNT, "get", "pods", "default"),
     ],
 )
-def test_rights_that_nobody_has(chart: Plane, account: str, verb: str, resource: str, namespace: str) -> None:
+def test_rights_that_are_not_given(chart: Plane, account: str, verb: str, resource: str, namespace: str) -> None:
     assert not may(chart, account, verb, resource, namespace)

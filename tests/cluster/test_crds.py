@@ -1,8 +1,7 @@
 """The CRDs in a real API server: what it accepts at creation, and what it refuses and how."""
 
-from typing import Any
-
 import pytest
+
 from cluster.objects import FULL_SPEC, UID, Object, changed, create, device, migration, pair, refusal, switchover
 from devtools.plane import Plane
 from vfio_api.models import Strategy, VFIOMigration
@@ -23,20 +22,20 @@ MDEV = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
         pytest.param({"source": {"podName": "vm-0"}, "target": {"nodeName": "node-b"}}, id="pod"),
     ],
 )
-def test_accepted(crds: Plane, spec: Object) -> None:
-    stored = create(crds, migration("accepted", **spec), "--dry-run=server")
+def test_accepted(namespace: Plane, spec: Object) -> None:
+    stored = create(namespace, migration("accepted", **spec), "--dry-run=server")
     VFIOMigration.model_validate(stored)
 
 
 @pytest.mark.parametrize("value", [1, 1048576, "1", "500M", "1.5Gi", "0.5", 2**60, "1Ei"])
-def test_accepted_quantity_is_one_for_the_model(crds: Plane, value: int | str) -> None:
+def test_accepted_quantity_is_one_for_the_model(namespace: Plane, value: int | str) -> None:
     item = changed("strategy.bandwidthLimitBytesPerSecond", value, migration("quantity"))
-    stored = VFIOMigration.model_validate(create(crds, item, "--dry-run=server"))
+    stored = VFIOMigration.model_validate(create(namespace, item, "--dry-run=server"))
     assert (stored.spec.strategy.bandwidth_limit() or 0) > 0
 
 
-def test_defaults_are_those_of_the_model(crds: Plane) -> None:
-    stored = create(crds, migration("defaults"), "--dry-run=server")
+def test_defaults_are_those_of_the_model(namespace: Plane) -> None:
+    stored = create(namespace, migration("defaults"), "--dry-run=server")
     assert stored["spec"]["strategy"] == Strategy().to_dict()
     assert (stored["spec"]["mode"], stored["spec"]["cancel"]) == ("Migrate", False)
     assert "ttlSecondsAfterFinished" not in stored["spec"]
@@ -108,7 +107,7 @@ REFUSED: dict[str, tuple[Object, tuple[str, ...]]] = {
     ),
     "negative-ttl": (changed("ttlSecondsAfterFinished", -1, ONE), ("spec.ttlSecondsAfterFinished: Invalid value: -1",)),
     **{
-        f"quantity-{value}": (changed("strategy.bandwidthLimitBytesPerSecond", value, ONE), QUANTITY)
+        f"quantity-{value!r}": (changed("strategy.bandwidthLimitBytesPerSecond", value, ONE), QUANTITY)
         for value in (0, -1, 2**60 + 1, "0", "-5Gi", "5GB", "500m", "fast", "", "1.1Ei", "9999Ei", "1e9")
     },
     "devices-and-source": (
@@ -149,8 +148,8 @@ REFUSED: dict[str, tuple[Object, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(crds: Plane, case: str) -> None:
+def test_refused(namespace: Plane, case: str) -> None:
     item, messages = REFUSED[case]
-    told = refusal(create, crds, item, "--dry-run=server")
+    told = refusal(create, namespace, item, "--dry-run=server")
     for message in messages:
         assert message in told

@@ -1,30 +1,29 @@
 """The CRDs in a real API server: what people see of the objects."""
 
 import pytest
+
 from cluster.objects import NAMESPACE, NOW, Object, claim, create, decision, device, migration, pair, patch, switchover
 from devtools.plane import Plane
 from vfio_api.models import VFIODevice, VFIOMigration, device_object_name
-
-pytestmark = pytest.mark.usefixtures("namespace")
 
 UID = "6f2f8a1e-7a3f-4a53-9d7e-0d6d5a1f6c09"
 
 
 @pytest.fixture(scope="module")
-def decided(crds: Plane) -> Object:
+def decided(namespace: Plane) -> Object:
     """A switchover with Commit written."""
-    item = create(crds, switchover(UID))
+    item = create(namespace, switchover(UID))
     assert "status" not in item
-    return patch(crds, item, decision("Commit"), "--subresource=status")
+    return patch(namespace, item, decision("Commit"), "--subresource=status")
 
 
 # what people see
 
 
 @pytest.fixture(scope="module")
-def reported(crds: Plane) -> None:
+def reported(namespace: Plane) -> None:
     """One object of each kind with a full status."""
-    item = create(crds, migration("seen", devices=[pair()]))
+    item = create(namespace, migration("seen", devices=[pair()]))
     condition = {
         "type": "Finished",
         "status": "True",
@@ -45,10 +44,10 @@ def reported(crds: Plane) -> None:
         "progress": {"percent": 100, "bytes": 1 << 40, "bytesPerSecond": 5, "etaSeconds": 0},
         "message": "All is well.",
     }
-    stored = patch(crds, item, {"status": status}, "--subresource=status")
+    stored = patch(namespace, item, {"status": status}, "--subresource=status")
     assert stored["status"] == status
     VFIOMigration.model_validate(stored)
-    item = create(crds, device("0000:3b:00.7", **claim("u1")["spec"]))
+    item = create(namespace, device("0000:3b:00.7", **claim("u1")["spec"]))
     status = {
         "driver": "mlx5_vfio_pci",
         "model": "15b3:101e",
@@ -58,7 +57,7 @@ def reported(crds: Plane) -> None:
         "incarnation": "i1",
         "holder": "pod default/vm-0",
     }
-    VFIODevice.model_validate(patch(crds, item, {"status": status}, "--subresource=status"))
+    VFIODevice.model_validate(patch(namespace, item, {"status": status}, "--subresource=status"))
 
 
 def row(plane: Plane, *arguments: str) -> dict[str, str]:
@@ -70,8 +69,8 @@ def row(plane: Plane, *arguments: str) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("reported")
-def test_columns_of_a_migration(crds: Plane) -> None:
-    seen = row(crds, "vfm", "seen", "-n", NAMESPACE)
+def test_columns_of_a_migration(namespace: Plane) -> None:
+    seen = row(namespace, "vfm", "seen", "-n", NAMESPACE)
     assert seen.pop("AGE")
     assert seen == {
         "NAME": "seen",
@@ -80,14 +79,14 @@ def test_columns_of_a_migration(crds: Plane) -> None:
         "PROGRESS": "100",
         "DOWNTIME-US": "48211",
     }
-    wide = row(crds, "vfm", "seen", "-n", NAMESPACE, "-o", "wide")
+    wide = row(namespace, "vfm", "seen", "-n", NAMESPACE, "-o", "wide")
     assert (wide["SOURCE"], wide["TARGET"], wide["PREDICTED-US"]) == ("node-a", "node-b", "51000")
     assert wide["MESSAGE"] == "All is well."
 
 
 @pytest.mark.usefixtures("reported")
-def test_columns_of_a_device(crds: Plane) -> None:
-    seen = row(crds, "vfd", device_object_name("node-a", "0000:3b:00.7"))
+def test_columns_of_a_device(namespace: Plane) -> None:
+    seen = row(namespace, "vfd", device_object_name("node-a", "0000:3b:00.7"))
     assert seen.pop("AGE")
     assert seen == {
         "NAME": device_object_name("node-a", "0000:3b:00.7"),
@@ -102,15 +101,15 @@ def test_columns_of_a_device(crds: Plane) -> None:
 
 
 @pytest.mark.usefixtures("decided")
-def test_columns_of_a_switchover(crds: Plane) -> None:
-    seen = row(crds, "vfs", UID, "-n", NAMESPACE)
+def test_columns_of_a_switchover(namespace: Plane) -> None:
+    seen = row(namespace, "vfs", UID, "-n", NAMESPACE)
     assert seen.pop("AGE")
     assert seen == {"NAME": UID, "MIGRATION": "m", "DECISION": "Commit", "BY": "operator/a"}
 
 
 @pytest.mark.usefixtures("reported", "decided")
-def test_category_lists_all_kinds(crds: Plane) -> None:
-    names = crds.kubectl("get", "vfio", "-n", NAMESPACE, "-o", "name").split()
+def test_category_lists_all_kinds(namespace: Plane) -> None:
+    names = namespace.kubectl("get", "vfio", "-n", NAMESPACE, "-o", "name").split()
     kinds = {name.split(".")[0] for name in names}
     assert kinds == {"vfiomigration", "vfioswitchover", "vfiodevice"}
 
@@ -129,14 +128,14 @@ def test_category_lists_all_kinds(crds: Plane) -> None:
         ("vfs", "status.decision.outcome=Abort", False),
     ],
 )
-def test_fields_select(crds: Plane, kind: str, selector: str, found: bool) -> None:
-    names = crds.kubectl("get", kind, "-n", NAMESPACE, f"--field-selector={selector}", "-o", "name").split()
+def test_fields_select(namespace: Plane, kind: str, selector: str, found: bool) -> None:
+    names = namespace.kubectl("get", kind, "-n", NAMESPACE, f"--field-selector={selector}", "-o", "name").split()
     assert bool(names) == found
 
 
 @pytest.mark.usefixtures("reported")
-def test_wait_for_the_end_works(crds: Plane) -> None:
-    crds.kubectl("wait", "vfm/seen", "-n", NAMESPACE, "--for=condition=Finished", "--timeout=5s")
+def test_wait_for_the_end_works(namespace: Plane) -> None:
+    namespace.kubectl("wait", "vfm/seen", "-n", NAMESPACE, "--for=condition=Finished", "--timeout=5s")
 
 
 @pytest.mark.parametrize(
@@ -149,5 +148,5 @@ def test_wait_for_the_end_works(crds: Plane) -> None:
         ("vfiodevice.spec.claimRef", "no other can until it is removed"),
     ],
 )
-def test_explain(crds: Plane, path: str, text: str) -> None:
-    assert text in " ".join(crds.kubectl("explain", path).split())
+def test_explain(namespace: Plane, path: str, text: str) -> None:
+    assert text in " ".join(namespace.kubectl("explain", path).split())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from vfio_agent.devices import simwire
 from vfio_agent.devices.protocol import Backend, DeviceInfo, NoDataError, PrecopyInfo
 from vfio_agent.devices.simulated import SimulatedBackend, SimulatedDevice, SimulatedStream, SimulatorControl
@@ -225,9 +226,7 @@ def test_a_user_that_dies_within_a_request_leaves_no_reply_to_the_next(start: St
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     fd = os.dup(device.fds()[0])
     with ours, theirs, socket.socket(fileno=fd) as sock:
-        socket.send_fds(
-            sock, [json.dumps({"op": "set_state", "state": int(S.STOP)}).encode()], [theirs.fileno()]
-        )
+        socket.send_fds(sock, [json.dumps({"op": "set_state", "state": int(S.STOP)}).encode()], [theirs.fileno()])
     with device:
         assert device.state() is S.STOP
         assert device.data_size() > SIZE

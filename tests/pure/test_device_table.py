@@ -7,6 +7,7 @@ shortest path; states of the saving group are never passed through on the way be
 import itertools
 
 import pytest
+
 from vfio_api.device import (
     DATA_FD_ARCS,
     P2P_QUIESCENT,
@@ -95,9 +96,7 @@ def reachable(flags: F) -> set[S]:
     return {state for state in S if supports(flags, state)} | {S.ERROR}
 
 
-@pytest.mark.parametrize(
-    ("start", "end", "flags"), [arc for arc in EVERY_ARC if arc[0] in reachable(arc[2])], ids=repr
-)
+@pytest.mark.parametrize(("start", "end", "flags"), [arc for arc in EVERY_ARC if arc[0] in reachable(arc[2])], ids=repr)
 def test_paths_are_the_kernels(start: S, end: S, flags: F) -> None:
     assert actual_path(start, end, flags) == expected_path(start, end, flags)
 

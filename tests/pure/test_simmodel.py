@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vfio_agent.devices.protocol import NoDataError, PrecopyInfo
 from vfio_agent.devices.simfabric import Fabric
 from vfio_agent.devices.simmodel import ALL_FLAGS, DeviceConfig, Fault, FaultOp, SimDevice
@@ -17,9 +18,7 @@ from vfio_api.device import DeviceState as S
 MODEL = "sim:1"
 LATENCY = 1 / 128  # seconds; binary fractions, so that sums are exact
 RATE = 1024
-SIZES = st.one_of(
-    st.integers(1, 40), st.integers(PAGE_BYTES - 20, 3 * PAGE_BYTES + 20), st.just(9 * PAGE_BYTES)
-)
+SIZES = st.one_of(st.integers(1, 40), st.integers(PAGE_BYTES - 20, 3 * PAGE_BYTES + 20), st.just(9 * PAGE_BYTES))
 
 
 def new_device(
@@ -97,9 +96,7 @@ def test_arcs_are_refused_or_gone_as_the_table_says(flags: MigrationFlags, goals
 
 
 @given(fails_at=st.integers(0, 2), to_error=st.booleans(), code=st.sampled_from([errno.EIO, errno.ETIMEDOUT]))
-def test_an_arc_that_fails_on_the_way_leaves_an_interior_state(
-    fails_at: int, to_error: bool, code: int
-) -> None:
+def test_an_arc_that_fails_on_the_way_leaves_an_interior_state(fails_at: int, to_error: bool, code: int) -> None:
     device = new_device()
     states = [S.RUNNING, *path(S.RUNNING, S.STOP_COPY, ALL_FLAGS)]
     arc = (states[fails_at], states[fails_at + 1])
@@ -204,9 +201,7 @@ def whole_state_again(device: SimDevice, now: float) -> bytes:
     rounds=st.lists(st.tuples(st.integers(1, 3 * PAGE_BYTES), st.integers(0, 4)), max_size=12),
     p2p=st.booleans(),
 )
-def test_dirtying_while_copying_loses_nothing(
-    size: int, rate: int, rounds: list[tuple[int, int]], p2p: bool
-) -> None:
+def test_dirtying_while_copying_loses_nothing(size: int, rate: int, rounds: list[tuple[int, int]], p2p: bool) -> None:
     source, target = new_device(size, dirty_rate=rate * PAGE_BYTES), new_device(size, address="sim1")
     loading = resuming(target)
     stream, now = saving(source, S.PRE_COPY)

@@ -6,10 +6,9 @@ from contextlib import ExitStack
 from errno import ENXIO, EPERM
 from pathlib import Path
 
-from vfio_api.device import DeviceState, MigrationFlags
-
 from vfio_agent.devices import uapi
 from vfio_agent.devices.protocol import DeviceInfo, NoDataError, PrecopyInfo
+from vfio_api.device import DeviceState, MigrationFlags
 
 
 class KernelStream:

@@ -14,16 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from vfio_api.device import (
-    DATA_FD_ARCS,
-    RUNS,
-    SAVING,
-    DeviceState,
-    IllegalArcError,
-    MigrationFlags,
-    next_state,
-)
-
 from vfio_agent.devices.protocol import NoDataError, PrecopyInfo
 from vfio_agent.devices.simfabric import Endpoint, Fabric
 from vfio_agent.devices.simstate import (
@@ -37,6 +27,15 @@ from vfio_agent.devices.simstate import (
     encode_trailer,
     full_bytes,
     os_error,
+)
+from vfio_api.device import (
+    DATA_FD_ARCS,
+    RUNS,
+    SAVING,
+    DeviceState,
+    IllegalArcError,
+    MigrationFlags,
+    next_state,
 )
 
 ALL_FLAGS = MigrationFlags.STOP_COPY | MigrationFlags.P2P | MigrationFlags.PRE_COPY

@@ -132,9 +132,7 @@ def trailer_bytes(identity: Identity | None) -> int:
 
 def encode_trailer(pages: Pages, scratch: bytes, identity: Identity | None) -> bytes:
     """The last record: checksum of the versions, the scratch region, and who this is to its peers."""
-    port, peers, traffic = (
-        (_NO_PORT, (), {}) if identity is None else (identity.port, identity.peers, identity.traffic)
-    )
+    port, peers, traffic = (_NO_PORT, (), {}) if identity is None else (identity.port, identity.peers, identity.traffic)
     body = _TRAILER.pack(scratch, zlib.crc32(pages.versions()), port, len(peers), len(traffic))
     body += b"".join(_PEER.pack(peer) for peer in peers)
     body += b"".join(_COUNTERS.pack(p, c.sent, c.received, c.last) for p, c in traffic.items())

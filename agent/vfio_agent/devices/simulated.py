@@ -9,11 +9,10 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-from vfio_api.device import DeviceState, MigrationFlags
-
 from vfio_agent.devices import simwire
 from vfio_agent.devices.protocol import DeviceInfo, NoDataError, PrecopyInfo
 from vfio_agent.devices.simstate import os_error
+from vfio_api.device import DeviceState, MigrationFlags
 
 
 class SimulatedStream:
@@ -85,9 +84,7 @@ class SimulatedStream:
 
     def _reply(self, payload: memoryview | None = None) -> tuple[int, int]:
         try:
-            received, *_ = self._socket.recvmsg_into(
-                [self._head] if payload is None else [self._head, payload]
-            )
+            received, *_ = self._socket.recvmsg_into([self._head] if payload is None else [self._head, payload])
         except ConnectionResetError:
             received = 0
         if not received:
@@ -265,8 +262,7 @@ class SimulatedBackend:
     def list(self) -> "list[DeviceInfo]":
         """Every device; opener "open" if somebody has it open. Raises OSError if there is no simulator."""
         return [
-            DeviceInfo(d["address"], "vfio-sim", d["model"], "open" if d["open"] else "")
-            for d in self._control.list()
+            DeviceInfo(d["address"], "vfio-sim", d["model"], "open" if d["open"] else "") for d in self._control.list()
         ]
 
     def open(self, address: str) -> SimulatedDevice:

@@ -26,13 +26,12 @@ from pathlib import Path
 from threading import Condition, Lock, Thread
 from typing import Any, TextIO
 
-from vfio_api.device import DeviceState, MigrationFlags
-
 from vfio_agent.devices import simwire
 from vfio_agent.devices.protocol import NoDataError
 from vfio_agent.devices.simfabric import Fabric
 from vfio_agent.devices.simmodel import ALL_FLAGS, DeviceConfig, Fault, FaultOp, SimDevice
 from vfio_agent.devices.simstate import LoadStream, SaveStream, os_error
+from vfio_api.device import DeviceState, MigrationFlags
 
 # How often the traffic is brought up to date when nothing else does so; bounds the work of one catching up.
 _TICK_SECONDS = 0.02
@@ -160,10 +159,7 @@ class Simulator:
 
         One that is still on an arc stays open meanwhile, as a process in an ioctl keeps its fd.
         """
-        while any(
-            self._devices[address].arc is None and _hung_up(holder)
-            for address, holder in self._holders.items()
-        ):
+        while any(self._devices[address].arc is None and _hung_up(holder) for address, holder in self._holders.items()):
             self._closed.wait(_TICK_SECONDS)
 
     def _close(self, device: SimDevice) -> None:
@@ -254,9 +250,7 @@ class Simulator:
         Thread(target=self._serve_stream, args=(ours, device, stream), daemon=True).start()
         return theirs.detach()
 
-    def _serve_stream(
-        self, connection: socket.socket, device: SimDevice, stream: SaveStream | LoadStream
-    ) -> None:
+    def _serve_stream(self, connection: socket.socket, device: SimDevice, stream: SaveStream | LoadStream) -> None:
         head = bytearray(simwire.DATA_REQUEST.size)
         chunk = memoryview(bytearray(simwire.MAX_CHUNK))
         with connection, contextlib.suppress(ConnectionResetError, BrokenPipeError):
@@ -282,9 +276,7 @@ class Simulator:
                 connection.sendmsg([simwire.DATA_REPLY.pack(code, first, second), payload])
 
     @contextlib.contextmanager
-    def _traced(
-        self, event: str, device: SimDevice, target: DeviceState, began: float | None = None
-    ) -> Iterator[None]:
+    def _traced(self, event: str, device: SimDevice, target: DeviceState, began: float | None = None) -> Iterator[None]:
         source, code = device.state, 0
         try:
             yield

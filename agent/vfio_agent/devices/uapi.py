@@ -84,9 +84,7 @@ def set_state(fd: int, state: DeviceState) -> int:
 
 def get_data_size(fd: int) -> int:
     """VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: stop_copy_length in bytes."""
-    return int(
-        _DATA_SIZE.unpack(_feature(fd, FEATURE_GET | FEATURE_MIG_DATA_SIZE, bytes(_DATA_SIZE.size)))[0]
-    )
+    return int(_DATA_SIZE.unpack(_feature(fd, FEATURE_GET | FEATURE_MIG_DATA_SIZE, bytes(_DATA_SIZE.size)))[0])
 
 
 def get_precopy_info(data_fd: int) -> tuple[int, int]:
@@ -120,7 +118,7 @@ def group_device_fd(group: int, container: int, address: str) -> int:
     """Attach the group to the container and get the fd of one of its devices. Raises OSError."""
     fcntl.ioctl(group, GROUP_SET_CONTAINER, struct.pack("=i", container))
     fcntl.ioctl(container, SET_IOMMU, TYPE1V2_IOMMU)
-    return fcntl.ioctl(group, GROUP_GET_DEVICE_FD, bytearray(address.encode() + b"\0"))
+    return int(fcntl.ioctl(group, GROUP_GET_DEVICE_FD, bytearray(address.encode() + b"\0")))
 
 
 def region_offset(fd: int, index: int) -> tuple[int, int]:

@@ -1,0 +1,61 @@
+# What a user and CI need: make demo, make test. Everything else is a part of these.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# make test KERNEL=0 leaves out the tests that boot guests (they need QEMU and, to install it, root).
+KERNEL ?=
+
+.PHONY: demo test test-fast test-cluster test-kernel lint format generate lock clean help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); set PYTHON=..."; exit 1; }
+	@echo "installing the pinned Python packages into $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: $(STAMP) ## migrate four simulated devices between two nodes; KERNEL=1: two mtty devices between two guests
+	@$(BIN)/python hack/demo.py $(if $(filter 1,$(KERNEL)),--kernel)
+
+test: lint $(STAMP) ## everything: lint, pure, fakes, loopback, cluster, kernel
+	@$(BIN)/pytest tests/pure tests/fakes tests/loopback tests/cluster $(if $(filter 0,$(KERNEL)),,tests/kernel)
+
+test-fast: $(STAMP) ## no control plane, no guest; under 60 s
+	@$(BIN)/pytest tests/pure tests/fakes tests/loopback
+
+test-cluster: $(STAMP) ## on the real control plane, with simulated devices
+	@$(BIN)/pytest tests/cluster
+
+test-kernel: $(STAMP) ## in QEMU guests, with the kernel's mtty devices
+	@$(BIN)/pytest tests/kernel
+
+lint: $(STAMP) ## ruff, mypy strict, import contracts
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+	@PYTHONPATH=api:operator:agent $(BIN)/lint-imports --no-cache | tail -n 3
+
+format: $(STAMP) ## let ruff format and fix
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+generate: $(STAMP) ## stubs from the proto, CRDs from the models, docs from the tables
+	@$(BIN)/python -m grpc_tools.protoc -Iapi --python_out=api --pyi_out=api --grpc_python_out=api \
+	  api/vfio_api/v1/agent.proto
+	@$(BIN)/python -m vfio_api.crd crds
+	@$(BIN)/python hack/draw_states.py
+
+lock: $(STAMP) ## pin requirements/dev.in anew, with hashes and without index URLs
+	@$(BIN)/python -m pip install --quiet pip-tools
+	@$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host \
+	  --strip-extras --allow-unsafe --no-header -o requirements/dev.txt requirements/dev.in
+
+clean: ## the virtual environment and caches of this checkout
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

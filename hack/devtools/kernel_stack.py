@@ -1,0 +1,207 @@
+"""The whole product with the kernel's own VFIO devices: two virtual machines are the nodes of a real control plane.
+
+The control plane and the operator run on this machine, as in `devtools.stack`; in each guest run a keeper, an agent
+and a workload, with mediated devices of the driver mtty. The agents reach the API server and the operator through the
+guest's user network, and each other through a direct link. The driver's own log tells what the devices went through.
+
+    with KernelStack() as stack:
+        a, b = stack.nodes.values()
+        a.workload.mark(a.devices[0], marks)
+"""
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from devtools.guest import HOST, WORKLOAD, Guest, GuestError, Job, Link, free_port
+from devtools.kernel import ensure_qemu, kernel_artefacts
+from devtools.kernel_workload import Workload
+from devtools.processes import Child
+from devtools.stack import NAMESPACE, ROOT, Stack
+
+NODES = ("guest-a", "guest-b")
+MEMORY_MIB = 512
+AGENT_SECONDS = 120.0
+POLL_SECONDS = 0.05
+METRICS_PORT, WORKLOAD_PORT = 9102, 9200  # in the guest, whose ports are all its own
+RUN = Path("/run/vfio-agent")
+KEEPER_SOCKET, BROKER_SOCKET = RUN / "keeper.sock", RUN / "broker.sock"
+SOURCES = ("api", "agent", "hack")
+
+
+class GuestProcess:
+    """A background process of a guest, to be handled like `devtools.processes.Child`."""
+
+    def __init__(self, name: str, job: Job):
+        self.name, self.log, self.pid = name, job.log, job.pid
+        self._job = job
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._job.poll() is None
+
+    def text(self) -> str:
+        """What it has printed."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def wait_for(self, text: str, timeout: float = AGENT_SECONDS) -> None:
+        """Wait until `text` is in its output. Raises GuestError."""
+        deadline = time.monotonic() + timeout
+        while text not in self.text():
+            if not self.running or time.monotonic() > deadline:
+                state = "is running" if self.running else f"ended with {self._job.poll()}"
+                raise GuestError(f"{self.name} {state} and has not printed {text!r}:\n{self.text()[-3000:]}")
+            time.sleep(POLL_SECONDS)
+
+    def signal(self, number: int) -> None:
+        """Send a signal if it still runs."""
+        if self.running:
+            self._job.signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait."""
+        self.signal(signal.SIGKILL)
+        self._job.wait(10)
+
+    def stop(self, timeout: float = 15) -> int:
+        """SIGTERM, and wait; returns the exit code."""
+        self.signal(signal.SIGTERM)
+        return self._job.wait(timeout)
+
+
+class KernelNode:
+    """One guest as a node."""
+
+    workload: Workload
+    agent: GuestProcess
+    keeper: GuestProcess
+
+    def __init__(self, stack: "KernelStack", number: int, name: str, devices: int):
+        self.name, self._stack = name, stack
+        self.dir = stack.dir / name
+        self.dir.mkdir()
+        self.devices = tuple(f"6d747479-{number:04x}-4000-8000-{index:012x}" for index in range(devices))
+        """UUIDs of its mediated devices."""
+        self.address = f"10.99.0.{number}"
+        self._ports = {METRICS_PORT: free_port(), WORKLOAD_PORT: free_port()}
+        self._starts = 0
+        link = Link(stack.dir / "link", server=number == 1, address=self.address)
+        environment = {
+            "PYTHONPATH": ":".join(str(ROOT / folder) for folder in SOURCES),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.guest = Guest.start(
+            name, share=self.dir, memory_mib=MEMORY_MIB, env=environment, hostfwd=self._ports, link=link
+        )
+        stack.closing.callback(self.guest.close)
+
+    def _spawn(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> GuestProcess:
+        self._starts += 1
+        argv = [sys.executable, "-m", *arguments]
+        return GuestProcess(f"{name} in {self.name}", self.guest.spawn(argv, log=f"{name}-{self._starts}.log", env=env))
+
+    def start(self) -> None:
+        """Make the devices; start keeper, workload and agent; returns once they serve."""
+        self.guest.exec(["mkdir", "-p", str(RUN)]).check()
+        self.keeper = self._spawn("keeper", "vfio_agent.keeper", "--socket", str(KEEPER_SOCKET))
+        self.guest.exec([sys.executable, "-E", "-S", str(WORKLOAD), "create", *self.devices]).check()
+        self.keeper.wait_for("ready")
+        self.start_agent()
+        serve = ["devtools.kernel_workload", "--broker", str(BROKER_SOCKET), "--port", str(WORKLOAD_PORT)]
+        marker = self._spawn("workload", *serve)
+        self.workload = Workload(self.name, self._ports[WORKLOAD_PORT])
+        marker.wait_for("ready")
+
+    def start_agent(self, **settings: str) -> GuestProcess:
+        """Start (or start again) the agent, with its token; returns once it has started."""
+        token, kubeconfig = self._stack.agent_credentials(self.name, self.dir, self._stack.server_for_guests)
+        env = {
+            "NODE_NAME": self.name,
+            "STATE_DIR": str(RUN / "state"),
+            "RUNTIME_DIR": str(RUN / "run"),
+            "KEEPER_SOCKET": str(KEEPER_SOCKET),
+            "BROKER_SOCKET": str(BROKER_SOCKET),
+            "KERNEL_DEVICES": "true",
+            "KUBECONFIG": self.guest.inside(kubeconfig),
+            "TOKEN_FILE": self.guest.inside(token),
+            "OPERATOR_NAMESPACE": NAMESPACE,
+            "LISTEN_HOST": self.address,
+            "ADVERTISE_HOST": self.address,
+            "METRICS_PORT": str(METRICS_PORT),
+            "INVENTORY_SECONDS": "2",
+            **settings,
+        }
+        self.agent = self._spawn("agent", "vfio_agent", env={f"VFIO_AGENT_{key}": env[key] for key in env})
+        self.agent.wait_for("agent started")
+        return self.agent
+
+    def metrics_port(self) -> int:
+        """The port here at which the agent's /metrics is."""
+        return self._ports[METRICS_PORT]
+
+
+class KernelStack(Stack):
+    """`Stack` whose nodes are two guests, each with `devices` mediated devices. Starts everything when entered."""
+
+    nodes: dict[str, KernelNode]  # type: ignore[assignment]  # not simulated, otherwise alike
+
+    def __init__(self, devices: int = 2, *, operator: bool = True):
+        """See the class; without `operator` none is started.
+
+        Raises what `devtools.kernel.kernel_artefacts` and `ensure_qemu` raise where guests cannot be had.
+        """
+        kernel_artefacts()
+        ensure_qemu()
+        super().__init__(NODES, tls_sans=[HOST])
+        self._devices, self._operator = devices, operator
+
+    @property
+    def server_for_guests(self) -> str:
+        """The API server's URL in the guests."""
+        return f"https://{HOST}:{self.plane.server.rpartition(':')[2]}"
+
+    def __enter__(self) -> "KernelStack":
+        try:
+            self.nodes = {name: KernelNode(self, n, name, self._devices) for n, name in enumerate(NODES, 1)}
+            super().__enter__()
+            with ThreadPoolExecutor(len(self.nodes)) as pool:
+                starting = [pool.submit(node.start) for node in self.nodes.values()]
+                if self._operator:
+                    self.start_operator()  # by this thread: a child does not outlive the thread that started it
+                for started in starting:
+                    started.result()
+            self.devices_published(len(NODES) * self._devices, 60)
+        except BaseException as error:
+            error.add_note(self.logs())
+            self.closing.close()
+            raise
+        return self
+
+    def start_operator(self, name: str = "operator-0", **settings: str) -> Child:
+        """`Stack.start_operator`, with the address at which guests find it."""
+        return super().start_operator(name, **{"ADVERTISE_HOST": HOST, **settings})
+
+    def logs(self) -> str:
+        """The last words of every process, for a failure's report."""
+        tails = []
+        for log in sorted(self.dir.rglob("*.log")):
+            with contextlib.suppress(OSError):
+                tails.append(f"==== {log.relative_to(self.dir)}\n{log.read_text(errors='replace')[-4000:]}")
+        return "\n".join(tails)
+
+    def settled(self, running: Sequence[tuple[str, str]], free: Sequence[tuple[str, str]]) -> None:
+        """Wait until the inventory shows these devices (node, address) held, those free, and none claimed."""
+
+        def shown() -> bool:
+            found = {(d["spec"]["nodeName"], d["spec"]["address"]): d for d in self.get("vfd")["items"]}
+            held = {key for key, device in found.items() if device.get("status", {}).get("holder")}
+            claimed = any(found[key]["spec"].get("claimRef") for key in (*running, *free))
+            return held.issuperset(running) and held.isdisjoint(free) and not claimed
+
+        self.wait_until(shown, f"{running} held and {free} free in the inventory: {json.dumps(self.get('vfd'))}")
