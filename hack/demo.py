@@ -20,6 +20,7 @@ from devtools.demo_scene import Scene, SimulatedScene  # noqa: E402
 from devtools.demo_view import View  # noqa: E402
 
 INTERRUPTED = 130
+NOTE_LINES = 30
 
 
 def _arguments() -> argparse.Namespace:
@@ -64,13 +65,15 @@ def main() -> int:
         except KeyboardInterrupt:
             view.line()
             view.line("interrupted: stopping everything", "bold")
-            return 0 if arguments.keep else INTERRUPTED
+            return INTERRUPTED
         except BrokenPipeError:
             return 1
-        except EXPECTED as error:
+        except (*EXPECTED, *scene.expected) as error:
             view.line()
             words = f"{error}\n{error.stderr or ''}" if isinstance(error, subprocess.CalledProcessError) else str(error)
             view.result(False, type(error).__name__, words.strip())
+            for note in getattr(error, "__notes__", ()):
+                view.line("\n".join(note.splitlines()[-NOTE_LINES:]))
             tell_logs(scene.logs(), view)
             return 1
 

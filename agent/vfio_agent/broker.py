@@ -1,8 +1,8 @@
 """Hands open devices to workloads: a unix socket, one request per connection.
 
-{"open": ADDRESS, "workload": NAME}: the agent opens the device, the keeper holds it, and the workload gets duplicates of its fds by SCM_RIGHTS. The device
-then has that workload as its holder and is a legal source of a migration. {"close": ADDRESS}: the workload is done,
-the keeper lets go of the device, and on real hardware that resets it.
+{"open": ADDRESS, "workload": NAME}: the agent opens the device, the keeper holds it, and the workload gets duplicates
+of its fds by SCM_RIGHTS. The device then has that workload as its holder and is a legal source of a migration.
+{"close": ADDRESS}: the workload is done, the keeper lets go of the device, and on real hardware that resets it.
 """
 
 import asyncio

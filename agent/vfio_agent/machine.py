@@ -6,7 +6,7 @@ command must pass first; each rule guards one of the promises I1 to I3 of the de
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vfio_api.device import DeviceState, MigrationFlags
 from vfio_api.errors import CommandError, Reason
@@ -50,6 +50,11 @@ class Round:
 SOURCE_FORWARD = (Goal.PREPARED, Goal.PRE_COPY, Goal.QUIESCED, Goal.STOP_COPY)
 ROLLBACK = (Goal.RUNNING_P2P, Goal.RUNNING)
 
+_QUIESCENT_TWIN = {
+    DeviceState.RUNNING: DeviceState.RUNNING_P2P,
+    DeviceState.PRE_COPY: DeviceState.PRE_COPY_P2P,
+}
+
 _Choice = Callable[[DeviceFacts, bool], DeviceState | None]
 
 
@@ -68,9 +73,22 @@ def _quiesce(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
 
 
 def _running_p2p(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
-    if MigrationFlags.P2P not in device.flags or device.state is DeviceState.RUNNING:
+    if MigrationFlags.P2P not in device.flags or device.state in (DeviceState.RUNNING, DeviceState.ERROR):
         return None
     return DeviceState.RUNNING_P2P
+
+
+def _hush(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
+    # on rollback a device that never stopped is quiesced too, and not by way of RUNNING: nothing enters RUNNING before
+    # the barrier
+    if MigrationFlags.P2P not in device.flags:
+        return None
+    return _QUIESCENT_TWIN.get(device.state)
+
+
+def _rollback_running(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
+    # no arc leads out of ERROR: such a device is reset when its peers are back
+    return None if device.state is DeviceState.ERROR else DeviceState.RUNNING
 
 
 def _release(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
@@ -88,10 +106,11 @@ WAYPOINTS: Mapping[tuple[Role, Goal], tuple[tuple[str, _Choice], ...]] = {
     (Role.SOURCE, Goal.PRE_COPY): (("pre_copy", _pre_copy),),
     (Role.SOURCE, Goal.QUIESCED): (("barrier_a", _quiesce),),
     (Role.SOURCE, Goal.STOP_COPY): (("barrier_a", _quiesce), ("barrier_b", _always(DeviceState.STOP_COPY))),
-    (Role.SOURCE, Goal.RUNNING_P2P): (("rollback_p2p", _running_p2p),),
+    (Role.SOURCE, Goal.RUNNING_P2P): (("rollback_quiesce", _hush), ("rollback_p2p", _running_p2p)),
     (Role.SOURCE, Goal.RUNNING): (
+        ("rollback_quiesce", _hush),
         ("rollback_p2p", _running_p2p),
-        ("rollback_running", _always(DeviceState.RUNNING)),
+        ("rollback_running", _rollback_running),
     ),
     (Role.SOURCE, Goal.RELEASED): (("release", _release),),
     (Role.TARGET, Goal.PREPARED): (("resuming", _always(DeviceState.RESUMING)),),
@@ -120,13 +139,17 @@ def rounds(role: Role, goal: Goal, devices: tuple[DeviceFacts, ...], *, pre_copy
                     reason=Reason.P2P_UNSUPPORTED,
                     device=device.name,
                 )
+    back = role is Role.SOURCE and goal in ROLLBACK
+    if back and all(d.state in (DeviceState.RUNNING, DeviceState.ERROR) for d in devices):
+        waypoints = ()  # they run already: nothing to bring back, and nothing to disturb
     planned = []
     for step, choose in waypoints:
         moves = []
-        for device in devices:
+        for number, device in enumerate(devices):
             state = choose(device, pre_copy)
             if state is not None and state is not device.state:
                 moves.append((device.name, state))
+                devices = (*devices[:number], replace(device, state=state), *devices[number + 1 :])
         if moves:
             planned.append(Round(step, tuple(moves)))
     return tuple(planned)

@@ -45,7 +45,6 @@ class SourceSide:
         if command.goal in (Goal.RUNNING_P2P, Goal.RUNNING):
             await self._session.blocking(self._stop_senders)
             await self._session.blocking(self._session.refresh)
-            self._refuse_lost()
         if command.goal is Goal.RELEASED and self._session.facts.decision is not Outcome.COMMIT:
             raise_unless_running(self._session)
         if command.goal is Goal.STOP_COPY:
@@ -58,6 +57,8 @@ class SourceSide:
                 sender.finish()
             await self._all_finished()
             self._session.timed("transfer", self._stop_copy_at)
+        if command.goal is Goal.RUNNING:
+            await self._session.blocking(self._reset_lost)
         if command.goal is Goal.RELEASED:
             await self._session.blocking(self._release)
 
@@ -118,14 +119,18 @@ class SourceSide:
             await self._changed.wait()
             self._changed.clear()
 
-    def _refuse_lost(self) -> None:
+    def _reset_lost(self) -> None:
+        """Peers run again: a device that fell into ERROR is reset, which erases it, and that is said."""
         for device in self._session.spec.devices:
             if self._session.state(device.name) is DeviceState.ERROR:
-                raise DeviceError(
-                    f"device {device.name} ({device.address}) is in ERROR: only a reset leads out of it, and a "
-                    "reset erases its state",
-                    reason=Reason.SOURCE_STATE_LOST,
-                    device=device.name,
+                self._session.reset(device.name)
+                self._session.fail(
+                    DeviceError(
+                        f"device {device.name} ({device.address}) fell into ERROR during the migration; only a reset "
+                        "leads out of it, and it erased the device's state: its workload must set it up anew",
+                        reason=Reason.SOURCE_STATE_LOST,
+                        device=device.name,
+                    )
                 )
 
     def _release(self) -> None:

@@ -24,6 +24,7 @@ from vfio_api.v1 import agent_pb2 as pb
 
 MAX_DEVICES = 256
 MAX_SESSIONS = 256
+MAX_TIMINGS = 1024  # a target session times every device's load, and its barriers
 MAX_TEXT = 4096
 MAX_CERTIFICATE = 8192
 # 256 device reports with long names stay well below this.
@@ -137,7 +138,7 @@ def report_to_wire(report: SessionReport) -> pb.SessionReport:
     if report.failure is not None:
         f = report.failure
         message.failure.CopyFrom(
-            pb.Failure(reason=f.reason, message=f.message, device=f.device, arc=f.arc, errno=f.errno)
+            pb.Failure(reason=f.reason, message=f.message[:MAX_TEXT], device=f.device, arc=f.arc, errno=f.errno)
         )
     return message
 
@@ -145,7 +146,7 @@ def report_to_wire(report: SessionReport) -> pb.SessionReport:
 def report_from_wire(message: pb.SessionReport) -> SessionReport:
     """A SessionReport from protobuf. Raises ValueError."""
     _bounded(len(message.devices), MAX_DEVICES, "devices")
-    _bounded(len(message.timings), MAX_DEVICES, "timings")
+    _bounded(len(message.timings), MAX_TIMINGS, "timings")
     _bounded(len(message.certificate), MAX_CERTIFICATE, "certificate bytes")
     failure = None
     if message.HasField("failure"):

@@ -50,9 +50,10 @@ class View:
         """A line of its own, wrapped by the terminal only."""
         self.console.print(Text(text, style=style), soft_wrap=True)
 
-    def result(self, good: bool, label: str, text: str) -> None:
-        """A line with a tick or a cross."""
-        mark = Text(f" {self.tick if good else self.cross} ", style="bold green" if good else "bold red")
+    def result(self, good: bool | None, label: str, text: str) -> None:
+        """A line with a tick or a cross, or with a mark of attention if it is neither."""
+        signs = {True: (self.tick, "bold green"), False: (self.cross, "bold red"), None: ("!", "bold yellow")}
+        mark = Text(f" {signs[good][0]} ", style=signs[good][1])
         self.console.print(mark + Text(f"{label}: ", style="bold") + Text(text), soft_wrap=True)
 
     def command(self, text: str) -> None:
@@ -84,7 +85,15 @@ class _KnownBar(ProgressColumn):
     def render(self, task: Task) -> RenderableType:
         if not task.total:
             return Text("")
-        return ProgressBar(total=task.total, completed=task.completed, width=30)
+        return ProgressBar(total=task.total, completed=task.completed, width=24)
+
+
+class _Elapsed(ProgressColumn):
+    """How far a task of known length is, and for how long any has lasted."""
+
+    def render(self, task: Task) -> RenderableType:
+        percent = f"{task.percentage:3.0f}%  " if task.total else ""
+        return Text(f"{percent}{task.elapsed or 0:.0f} s", style="dim")
 
 
 class Step:
@@ -116,7 +125,7 @@ class Steps:
         if self.view.live:
             text = TextColumn("{task.description}", markup=False)
             spinner = SpinnerColumn("line" if self.view.ascii_only else "dots", style="cyan")
-            self.progress = Progress(spinner, text, _KnownBar(), console=self.view.console, transient=True)
+            self.progress = Progress(spinner, text, _KnownBar(), _Elapsed(), console=self.view.console, transient=True)
             self.progress.start()
         return self
 
@@ -177,7 +186,7 @@ class MigrationView:
             columns = TextColumn("  {task.description}"), _Bar(26), TextColumn("{task.fields[text]}")
             self._progress = Progress(*columns, console=self._view.console)
             for name, size in self._sizes.items():
-                self._tasks[name] = self._progress.add_task(name, total=size, text="")
+                self._tasks[name] = self._progress.add_task(name, total=size or 1, text="")
             self._tasks[""] = self._progress.add_task("all", total=100, text="", total_row=True)
             self._progress.start()
         return self
@@ -194,7 +203,7 @@ class MigrationView:
         for device in status.get("devices", []):
             if device["name"] in self._tasks:
                 done, text = device.get("bytes", 0), self.device_text(device)
-                size = max(self._sizes[device["name"]], done)
+                size = max(self._sizes[device["name"]], done, 1)
                 self._progress.update(self._tasks[device["name"]], completed=done, total=size, text=text)
         progress = status.get("progress", {})
         self._progress.update(self._tasks[""], completed=progress.get("percent", 0), text=self.total_text(status))

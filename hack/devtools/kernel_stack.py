@@ -28,6 +28,7 @@ NODES = ("guest-a", "guest-b")
 MEMORY_MIB = 512
 AGENT_SECONDS = 120.0
 POLL_SECONDS = 0.05
+LOG_TAIL = 4000
 METRICS_PORT, WORKLOAD_PORT = 9102, 9200  # in the guest, whose ports are all its own
 RUN = Path("/run/vfio-agent")
 KEEPER_SOCKET, BROKER_SOCKET = RUN / "keeper.sock", RUN / "broker.sock"
@@ -178,7 +179,8 @@ class KernelStack(Stack):
                     started.result()
             self.devices_published(len(NODES) * self._devices, 60)
         except BaseException as error:
-            error.add_note(self.logs())
+            for log, text in self.logs().items():
+                error.add_note(f"==== {log}\n{text}")
             self.closing.close()
             raise
         return self
@@ -187,13 +189,13 @@ class KernelStack(Stack):
         """`Stack.start_operator`, with the address at which guests find it."""
         return super().start_operator(name, **{"ADVERTISE_HOST": HOST, **settings})
 
-    def logs(self) -> str:
-        """The last words of every process, for a failure's report."""
-        tails = []
+    def logs(self) -> dict[str, str]:
+        """The last words of every process, for a failure's report: log file -> text."""
+        found = {}
         for log in sorted(self.dir.rglob("*.log")):
             with contextlib.suppress(OSError):
-                tails.append(f"==== {log.relative_to(self.dir)}\n{log.read_text(errors='replace')[-4000:]}")
-        return "\n".join(tails)
+                found[str(log.relative_to(self.dir))] = log.read_text(errors="replace")[-LOG_TAIL:]
+        return found
 
     def settled(self, running: Sequence[tuple[str, str]], free: Sequence[tuple[str, str]]) -> None:
         """Wait until the inventory shows these devices (node, address) held, those free, and none claimed."""

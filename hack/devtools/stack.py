@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 def python_path() -> dict[str, str]:
     """Environment in which children import this checkout."""
-    return {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("api", "operator", "agent"))}
+    return {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("api", "operator", "agent", "tests"))}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """One task per active migration: observe -> plan -> persist -> execute, until the plan says Finish."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -159,6 +160,7 @@ class MigrationTask:
             failure=memory.failure,
             converge_expired=self._clockwork.converge_expired(wish.strategy.convergence_timeout_seconds),
             exhausted=memory.exhausted,
+            generation=memory.body["metadata"].get("generation", 1),
             settled=asyncio.get_running_loop().time() >= context.settled_at,
         )
 
@@ -211,11 +213,10 @@ class MigrationTask:
         return progressed
 
     async def _wait(self, observed: Observed, planned: Plan) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IDLE_SECONDS):
                 await self._wake.wait()
-        except TimeoutError:
-            self._check_deadline(observed, planned)
+        self._check_deadline(observed, planned)
 
     def _check_deadline(self, observed: Observed, planned: Plan) -> None:
         """A step that lasts too long fails the migration; past the point of return it is given up or waited for."""

@@ -93,6 +93,7 @@ class Observed:
     pairs are the persisted ones (empty before). claims: object names of the VFIODevices reserved by this migration.
     failure is the first thing that went wrong. converge_expired: pre-copy has lasted its limit. exhausted: a step
     after the decision failed so often that it is given up. settled: agents have had the time to dial this leader.
+    generation: metadata.generation of the object that wish was read from.
     """
 
     key: MigrationKey
@@ -109,6 +110,7 @@ class Observed:
     converge_expired: bool = False
     exhausted: bool = False
     settled: bool = True
+    generation: int = 1
 
     def side(self, role: Role) -> tuple[Participant, ...]:
         """The participants of one side, by node name."""

@@ -142,7 +142,11 @@ def rolls_back(observed: Observed) -> bool:
 
 
 def first_failure(observed: Observed) -> Failure | None:
-    """What went wrong first, or that the user cancelled."""
+    """What went wrong first, or that the user cancelled; that a state was lost outranks what led to it."""
+    for participant in observed.participants:
+        failure = participant.report.failure if participant.report is not None else None
+        if failure is not None and failure.reason is Reason.SOURCE_STATE_LOST:
+            return failure
     if observed.failure is not None:
         return observed.failure
     for participant in observed.participants:

@@ -36,7 +36,6 @@ class Publisher:
 
     def __init__(self, api: OperatorApi, metrics: OperatorMetrics, key: MigrationKey, body: Mapping[str, Any]):
         self._api, self._metrics, self._key = api, metrics, key
-        self._generation = body["metadata"].get("generation", 1)
         self._written: Json = dict(body.get("status", {}))
         self._offered: tuple[Observed, Plan, Measured] | None = None
         self._announced: set[str] = set()
@@ -81,7 +80,7 @@ class Publisher:
     async def _write(self, observed: Observed, planned: Plan, measured: Measured) -> None:
         # the lock makes a write that is under way end before the next one begins
         async with self._writing:
-            made = status.build(observed, planned, measured, self._generation, now(), self._written)
+            made = status.build(observed, planned, measured, now(), self._written)
             if made != self._written:
                 await self._api.apply_status(self._key, made)
                 self._metrics.api_writes.labels("status").inc()

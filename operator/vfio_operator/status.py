@@ -33,15 +33,15 @@ class Measured:
     decision_time: str = ""
 
 
-def build(observed: Observed, plan: Plan, measured: Measured, generation: int, now: str, before: Json) -> Json:
+def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: Json) -> Json:
     """The whole status. `now` is RFC 3339; `before` is the last status, for the transition times of conditions."""
     finish = next((a for a in plan.actions if isinstance(a, Finish)), None)
     phase = finish.phase if finish else plan.phase
     status: Json = {
-        "observedGeneration": generation,
+        "observedGeneration": observed.generation,
         "phase": phase.value,
         "message": plan.sentence[:1024],
-        "conditions": _conditions(observed, plan, finish, generation, now, before),
+        "conditions": _conditions(observed, plan, finish, now, before),
         "pairs": [
             {
                 "name": p.name,
@@ -70,9 +70,7 @@ def build(observed: Observed, plan: Plan, measured: Measured, generation: int, n
     return status
 
 
-def _conditions(
-    observed: Observed, plan: Plan, finish: Finish | None, generation: int, now: str, before: Json
-) -> list[Json]:
+def _conditions(observed: Observed, plan: Plan, finish: Finish | None, now: str, before: Json) -> list[Json]:
     old = {c["type"]: c for c in before.get("conditions", [])}
     made = []
     for kind, (value, reason, message) in _facts(observed, plan, finish).items():
@@ -88,7 +86,7 @@ def _conditions(
                 "reason": reason,
                 "message": message[:1024],
                 "lastTransitionTime": was["lastTransitionTime"] if same else now,
-                "observedGeneration": generation,
+                "observedGeneration": observed.generation,
             }
         )
     return made

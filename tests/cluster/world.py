@@ -39,6 +39,7 @@ class World:
 
     def __init__(self, stack: Stack, operator: Child):
         self.stack, self.operator = stack, operator
+        self._lost: dict[str, int] = {}
 
     def control(self, node: str) -> SimulatorControl:
         """The simulator of a node."""
@@ -54,9 +55,13 @@ class World:
             with backend.adopt(address, fds) as device:
                 device.start_traffic(port, [p for p in range(len(addresses)) if p != port])
                 device.write_region(0, mark(address))
-        for other in self.stack.nodes:
-            self.control(other).configure(rate_per_second=rate, latency_us=500)
+        self.open_rate(rate)
         self.published(node.name, dict.fromkeys(addresses, "workload test"))
+
+    def open_rate(self, rate: int) -> None:
+        """Writes per second of every device that carries state, on every node."""
+        for node in self.stack.nodes:
+            self.control(node).configure(rate_per_second=rate, latency_us=500)
 
     def marks(self, node: str, addresses: Sequence[str]) -> list[bytes]:
         """What the devices of a node have in their scratch registers, read through the broker."""
@@ -85,13 +90,15 @@ class World:
     def workload(self, node: str = "node-a", addresses: Sequence[str] = SETS) -> Iterator[None]:
         """Devices open on `node` for the duration; afterwards every device of every node is free again."""
         self.open(self.stack.nodes[node], addresses)
+        self._lost = {name: int(self.control(name).stats()["totals"]["lost"]) for name in self.stack.nodes}
         try:
             yield
         finally:
             self.free()
 
     def free(self) -> None:
-        """Close every device on every node."""
+        """Close every device on every node; quietly, since one that is closed loses what its peers write."""
+        self.open_rate(0)
         for node in self.stack.nodes.values():
             for device in self.control(node.name).list():
                 if device["open"]:
@@ -116,9 +123,9 @@ class World:
         return self.finished(self.apply(manifest), timeout)
 
     def totals(self, node: str) -> Json:
-        """P2P counters of the devices on a node."""
+        """P2P counters of the devices on a node; what was lost is counted from the workload's start."""
         totals: Json = self.control(node).stats()["totals"]
-        return totals
+        return {**totals, "lost": totals["lost"] - self._lost.get(node, 0)}
 
     def states(self, node: str, addresses: Sequence[str] = SETS) -> list[str]:
         """Device states as the simulator has them."""

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vfio_agent import machine
 from vfio_agent.machine import DeviceFacts, SessionFacts
-from vfio_api.device import P2P_QUIESCENT, RUNS, DeviceState, MigrationFlags, path
+from vfio_api.device import P2P_QUIESCENT, RUNS, DeviceState, IllegalArcError, MigrationFlags, path
 from vfio_api.errors import CommandError, Reason
 from vfio_api.models_status import Phase
 from vfio_api.types import Command, DeviceReport, Failure, Goal, MigrationKey, Outcome, Role, SessionReport
@@ -246,7 +246,11 @@ class FakeAgent:
         failed = self._world.fault(device, state)
         if failed is not None:
             return failed
-        for arc in path(device.state, state, ALL):
+        try:
+            arcs = path(device.state, state, ALL)
+        except IllegalArcError as error:  # the kernel's EINVAL
+            return Failure(Reason.ARC_FAILED, str(error), device.name, f"{device.state.name} -> {state.name}", 22)
+        for arc in arcs:
             self._world.enter(device, arc)
         return None
 
@@ -304,7 +308,19 @@ class World:
         self.agents = {node: FakeAgent(node, self) for node in sorted(set(self._place.values()))}
         self.steps: list[str] = []
         self.moves, self._faults, self._to_error = 0, set(faults), to_error
+        self.broke: Callable[[FakeDevice], None] = lambda _device: None
+        self._due = True  # something that the leader has not seen yet
         self._streams = itertools.count(1)
+        self._inventory = {
+            (node, address): DeviceRecord(
+                f"{node}-{address}", node, address, "sim", "sim:1", ALL, True, "workload" if source else ""
+            )
+            for p in pairs
+            for node, address, source in (
+                (p.source_node, p.source_device, True),
+                (p.target_node, p.target_device, False),
+            )
+        }
         for node in self.agents:
             self.connect(node)
 
@@ -323,6 +339,7 @@ class World:
         arc = f"{device.state.name} -> {state.name}"
         if self._to_error:
             device.state = S.ERROR
+            self.broke(device)
         return Failure(Reason.ARC_FAILED, f"device {device.name}: arc {arc} failed", device.name, arc, 5)
 
     def enter(self, device: FakeDevice, state: DeviceState) -> None:
@@ -358,7 +375,7 @@ class World:
 
     def connect(self, node: str) -> None:
         """The agent dials the leader: Hello with its live sessions, Welcome with the epoch."""
-        agent = self.agents[node]
+        agent, self._due = self.agents[node], True
         agent.inbox.clear()
         agent.outbox.clear()
         self.leader.streams[node] = next(self._streams)
@@ -368,6 +385,7 @@ class World:
 
     def disconnect(self, node: str) -> None:
         self.leader.streams.pop(node, None)
+        self._due = True
         self.agents[node].inbox.clear()
         self.agents[node].outbox.clear()
 
@@ -388,16 +406,6 @@ class World:
 
     def observe(self) -> Observed:
         leader, etcd = self.leader, self.etcd
-        inventory = {
-            (node, address): DeviceRecord(
-                f"{node}-{address}", node, address, "sim", "sim:1", ALL, True, "workload" if source else ""
-            )
-            for p in self.pairs
-            for node, address, source in (
-                (p.source_node, p.source_device, True),
-                (p.target_node, p.target_device, False),
-            )
-        }
         nodes = frozenset(self.agents)
         places = {(node, role) for (_, role), node in self._place.items()} if etcd.pairs else set()
         return Observed(
@@ -405,7 +413,7 @@ class World:
             wish=Wish(self.pairs, Strategy(), cancel=etcd.cancel),
             nodes=nodes,
             connected=frozenset(leader.streams),
-            inventory=inventory,
+            inventory=self._inventory,
             has_finalizer=etcd.finalizer,
             pairs=etcd.pairs,
             claims=frozenset(etcd.claims),
@@ -425,13 +433,30 @@ class World:
             settled=len(leader.streams) == len(self.agents),
         )
 
+    def cancel(self) -> None:
+        self.etcd.cancel = self._due = True
+
+    def expire(self) -> None:
+        """The leader's deadline for a step has passed."""
+        self.leader.failure, self._due = Failure(Reason.STEP_TIMEOUT, "too long"), True
+
     def turn(self) -> bool:
         """One plan and its actions; True if anything was done."""
+        if not self._due:
+            return False
+        self._due = self._plan_and_act()
+        return self._due
+
+    def _plan_and_act(self) -> bool:
         observed = self.observe()
+        if self.leader.failure is None and planning.rolls_back(observed):
+            self.leader.failure = planning.first_failure(observed)  # what sets out the way back is remembered
+            observed = replace(observed, failure=self.leader.failure)
         planned = plan(observed)
         if not self.steps or self.steps[-1] != planned.step:
             self.steps.append(planned.step)
-        return any([self._act(observed, planned, action) for action in planned.actions])
+        done = [self._act(observed, planned, action) for action in planned.actions]
+        return any(done)
 
     def _act(self, observed: Observed, planned: Plan, action: planning.Action) -> bool:
         etcd = self.etcd
@@ -497,9 +522,16 @@ class World:
     def _deliver(self, agent: FakeAgent, node: str) -> None:
         report = agent.outbox.popleft()
         self.leader.reports[node, report.role] = report
+        self._due = True
 
-    def run(self, interrupt: Callable[[int], None] = lambda _tick: None, choices: Iterable[int] = ()) -> Finish:
-        """Until the terminal status is written; `interrupt` is called before every happening with its number."""
+    def run(
+        self, interrupt: Callable[[int], None] = lambda _tick: None, choices: Iterable[int] = (), patience: int = 0
+    ) -> Finish:
+        """Until the terminal status is written; `interrupt` is called before every happening with its number.
+
+        choices: what happens first, as numbers; when they are used up, the leader is always asked first. Before the
+        tick `patience` it is no failure that nothing happens.
+        """
         tape = iter(choices)
         for tick in range(MAX_TURNS):
             interrupt(tick)
@@ -511,7 +543,7 @@ class World:
                     self.turn()
                 else:
                     can[choice]()
-            elif not (self.turn() or can):
+            elif not (self.turn() or can or tick < patience):
                 raise AssertionError(f"I4: stuck at {self.steps[-1]}: {self.observe()}")
             elif can and self.etcd.terminal is None:
                 can[0]()
@@ -551,9 +583,36 @@ def good_run(pairs: Sequence[Pair]) -> tuple[list[str], int]:
 
 
 LENGTHS = {shape: good_run(pairs)[1] for shape, pairs in SHAPES.items()}
-MOMENTS = [(shape, tick) for shape in ("1-1", "2-2") for tick in range(LENGTHS[shape] + 1)]
-every_moment = pytest.mark.parametrize(("shape", "moment"), MOMENTS)
-every_shape = pytest.mark.parametrize("shape", SHAPES)
+every_shape = pytest.mark.parametrize("shape", ["1-1", "2-2"])
+
+
+# Known bugs of the product; strict, so that the mark goes with the bug.
+after_commit_the_ladder_is_climbed_again = pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="plan: after Commit, steps above the decision count again for a session that is gone or restarted",
+)
+unreachable_is_taken_for_untouched = pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="plan: on the way back, an agent that has not dialled this leader yet is taken for untouched",
+)
+a_lost_command_is_taken_for_received = pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="migration: a command that its broken stream never delivered still counts as commanded",
+)
+
+
+def sweep(shape: str, try_at: Callable[[World, int], None], moments: Iterable[int] | None = None) -> dict[int, str]:
+    """Moments of the good run at which `try_at` fails, each with what it said."""
+    failed = {}
+    for moment in range(LENGTHS[shape] + 1) if moments is None else moments:
+        try:
+            try_at(World(SHAPES[shape]), moment)
+        except AssertionError as error:
+            failed[moment] = f"{type(error).__name__} {error}".partition("\n")[0][:300]
+    return failed
 
 
 def at(moment: int, happens: Callable[[], object]) -> Callable[[int], None]:
@@ -620,90 +679,420 @@ def test_only_the_side_over_several_nodes_needs_its_barriers() -> None:
 # --- every interruption
 
 
-@every_moment
-def test_a_new_leader_at_any_moment_still_succeeds(shape: str, moment: int) -> None:
-    world = World(SHAPES[shape])
-    world.run(at(moment, world.elect))
-    assert world.check_end() is Phase.SUCCEEDED
+@after_commit_the_ladder_is_climbed_again
+@every_shape
+def test_a_new_leader_at_any_moment_still_succeeds(shape: str) -> None:
+    def attempt(world: World, moment: int) -> None:
+        world.run(at(moment, world.elect))
+        assert world.check_end() is Phase.SUCCEEDED
+
+    assert sweep(shape, attempt) == {}
 
 
-@every_moment
-def test_a_cancel_at_any_moment_ends_on_exactly_one_side(shape: str, moment: int) -> None:
-    world = World(SHAPES[shape])
+@after_commit_the_ladder_is_climbed_again
+@every_shape
+def test_a_new_leader_waits_for_an_agent_that_dials_late(shape: str) -> None:
+    def attempt(world: World, moment: int) -> None:
+        for late in world.agents:
+            again = World(world.pairs)
+
+            def elect(tick: int, world: World = again, late: str = late) -> None:
+                if tick == moment:
+                    world.elect(connected=[node for node in world.agents if node != late])
+                if tick == moment + 30:
+                    world.connect(late)
+
+            again.run(elect, patience=moment + 31)
+            assert again.check_end() is Phase.SUCCEEDED
+
+    assert sweep(shape, attempt) == {}
+
+
+def cancelled(world: World, moment: int) -> tuple[Phase, Phase]:
+    """The end of a run that is cancelled at `moment`, and the end it should have."""
     committed = False
 
     def cancel() -> None:
         nonlocal committed
         committed = world.etcd.switchover.decision is Outcome.COMMIT
-        world.etcd.cancel = True
+        world.cancel()
 
     world.run(at(moment, cancel))
-    assert world.check_end() is (Phase.SUCCEEDED if committed else Phase.CANCELLED)
+    return world.check_end(), Phase.SUCCEEDED if committed else Phase.CANCELLED
 
 
-@every_moment
-def test_a_timeout_of_the_operator_at_any_moment_rolls_back_unless_committed(shape: str, moment: int) -> None:
-    world = World(SHAPES[shape])
-    committed = False
+@every_shape
+def test_a_cancel_at_any_moment_ends_on_exactly_one_side(shape: str) -> None:
+    def attempt(world: World, moment: int) -> None:
+        found, expected = cancelled(world, moment)
+        assert found is expected
 
-    def expire() -> None:
-        nonlocal committed
-        committed = world.etcd.switchover.decision is Outcome.COMMIT
-        world.leader.failure = Failure(Reason.STEP_TIMEOUT, "too long")
-
-    finish = world.run(at(moment, expire))
-    assert world.check_end() is (Phase.SUCCEEDED if committed else Phase.FAILED)
-    assert committed or (finish.failure is not None and finish.failure.reason is Reason.STEP_TIMEOUT)
+    assert sweep(shape, attempt) == {}
 
 
-@pytest.mark.parametrize("shape", ["1-1", "2-2"])
-@pytest.mark.parametrize("moment", range(1, 17))
-def test_a_device_that_fails_at_any_arc_ends_on_exactly_one_side(shape: str, moment: int) -> None:
+@after_commit_the_ladder_is_climbed_again
+@every_shape
+def test_a_new_leader_during_the_rollback_of_a_cancelled_run_cancels_it_too(shape: str) -> None:
+    def attempt(world: World, moment: int) -> None:
+        for later in range(1, 40, 3):
+            again = World(world.pairs)
+
+            def interrupt(tick: int, world: World = again, later: int = later) -> None:
+                if tick == moment:
+                    world.cancel()
+                if tick == moment + later:
+                    world.elect()
+
+            again.run(interrupt)
+            assert again.check_end() in (Phase.CANCELLED, Phase.SUCCEEDED)
+
+    assert sweep(shape, attempt, range(0, LENGTHS[shape], 3)) == {}
+
+
+@unreachable_is_taken_for_untouched
+@every_shape
+def test_a_new_leader_during_a_rollback_waits_for_an_agent_that_dials_late(shape: str) -> None:
+    def attempt(world: World, moment: int) -> None:
+        for late in {p.source_node for p in world.pairs}:
+            again = World(world.pairs)
+
+            def interrupt(tick: int, world: World = again, late: str = late) -> None:
+                if tick == moment:
+                    world.cancel()
+                    world.elect(connected=[node for node in world.agents if node != late])
+                if tick == moment + 60:
+                    world.connect(late)
+
+            again.run(interrupt, patience=moment + 61)
+            assert again.check_end() in (Phase.CANCELLED, Phase.SUCCEEDED)
+
+    assert sweep(shape, attempt) == {}
+
+
+@every_shape
+def test_a_timeout_of_the_operator_at_any_moment_rolls_back_unless_committed(shape: str) -> None:
+    def attempt(world: World, moment: int) -> None:
+        committed = False
+
+        def expire() -> None:
+            nonlocal committed
+            committed = world.etcd.switchover.decision is Outcome.COMMIT
+            world.expire()
+
+        finish = world.run(at(moment, expire))
+        assert world.check_end() is (Phase.SUCCEEDED if committed else Phase.FAILED)
+        if not committed:
+            assert finish.failure is not None
+            assert finish.failure.reason is Reason.STEP_TIMEOUT
+
+    assert sweep(shape, attempt) == {}
+
+
+@every_shape
+def test_a_device_that_fails_at_any_arc_ends_on_exactly_one_side(shape: str) -> None:
     """The arc fails once and the device stays where it was; after Commit the arc is tried again."""
-    world = World(SHAPES[shape], faults={moment})
-    finish = world.run()
-    if world.etcd.switchover.decision is Outcome.COMMIT:
-        assert world.check_end() is Phase.SUCCEEDED
-    else:
+    whole = World(SHAPES[shape])
+    whole.run()
+    assert whole.moves >= 2 * 6
+
+    def attempt(_world: World, moment: int) -> None:
+        world = World(SHAPES[shape], faults={moment})
+        finish = world.run()
+        if world.etcd.switchover.decision is Outcome.COMMIT:
+            assert world.check_end() is Phase.SUCCEEDED
+        else:
+            assert world.check_end() is Phase.FAILED
+            assert finish.failure is not None
+            assert finish.failure.device in ("gpu0", "gpu1")
+            assert finish.failure.errno == 5
+
+    assert sweep(shape, attempt, range(1, whole.moves + 1)) == {}
+
+
+@after_commit_the_ladder_is_climbed_again
+@every_shape
+def test_an_agent_restarted_at_any_moment_ends_on_exactly_one_side(shape: str) -> None:
+    def attempt(world: World, moment: int) -> None:
+        for node in world.agents:
+            again = World(world.pairs)
+            again.run(at(moment, lambda w=again, n=node: w.restart_agent(n)))
+            assert again.check_end() in (Phase.SUCCEEDED, Phase.FAILED)
+
+    assert sweep(shape, attempt) == {}
+
+
+@every_shape
+def test_a_connection_broken_at_any_moment_is_no_failure(shape: str) -> None:
+    def attempt(world: World, moment: int) -> None:
+        for node in world.agents:
+            again = World(world.pairs)
+
+            def redial(world: World = again, node: str = node) -> None:
+                world.disconnect(node)
+                world.connect(node)
+
+            again.run(at(moment, redial))
+            assert again.check_end() is Phase.SUCCEEDED
+
+    assert sweep(shape, attempt) == {}
+
+
+@a_lost_command_is_taken_for_received
+@every_shape
+def test_a_connection_broken_just_before_a_cancel_is_no_failure(shape: str) -> None:
+    """A command that got lost with its connection has touched nothing."""
+
+    def attempt(world: World, moment: int) -> None:
+        for node in world.agents:
+            again = World(world.pairs)
+
+            def redial(world: World = again, node: str = node) -> None:
+                world.disconnect(node)
+                world.connect(node)
+                world.cancel()
+
+            again.run(at(moment, redial))
+            assert again.check_end() in (Phase.CANCELLED, Phase.SUCCEEDED)
+
+    assert sweep(shape, attempt) == {}
+
+
+def ends_with_a_device_in_error(role: Role) -> Iterator[tuple[World, Finish]]:
+    """Runs in which a device of that side falls into ERROR before the decision."""
+    for moment in range(1, 13):
+        world = World(ONE_TO_ONE, faults={moment}, to_error=True)
+        broken = []
+        world.broke = broken.append
+        finish = world.run()
+        if world.etcd.switchover.decision is not Outcome.COMMIT and broken and broken[0].role is role:
+            yield world, finish
+
+
+def test_a_target_in_error_is_reset_and_the_sources_run_on() -> None:
+    ends = list(ends_with_a_device_in_error(Role.TARGET))
+    assert len(ends) >= 4
+    for world, finish in ends:
         assert world.check_end() is Phase.FAILED
         assert finish.failure is not None
-        assert finish.failure.device in ("gpu0", "gpu1")
-        assert finish.failure.errno == 5
+        assert finish.failure.reason in (Reason.ARC_FAILED, Reason.STATE_REFUSED)
 
 
-@every_moment
-def test_an_agent_restarted_at_any_moment_ends_on_exactly_one_side(shape: str, moment: int) -> None:
-    for node in World(SHAPES[shape]).agents:
-        world = World(SHAPES[shape])
-        world.run(at(moment, lambda w=world, n=node: w.restart_agent(n)))
-        assert world.check_end() in (Phase.SUCCEEDED, Phase.FAILED)
+def test_a_source_in_error_ends_with_the_reason_that_its_state_is_lost() -> None:
+    ends = list(ends_with_a_device_in_error(Role.SOURCE))
+    assert len(ends) >= 4
+    reasons = set()
+    for _, finish in ends:
+        assert finish.phase is Phase.FAILED
+        assert finish.failure is not None
+        reasons.add(finish.failure.reason)
+    assert reasons == {Reason.SOURCE_STATE_LOST}
 
 
-@every_moment
-def test_a_connection_broken_at_any_moment_is_no_failure(shape: str, moment: int) -> None:
-    for node in World(SHAPES[shape]).agents:
-        world = World(SHAPES[shape])
-
-        def redial(world: World = world, node: str = node) -> None:
-            world.disconnect(node)
-            world.connect(node)
-
-        world.run(at(moment, redial))
-        assert world.check_end() is Phase.SUCCEEDED
+# --- any order of anything
 
 
-@every_moment
-def test_a_new_leader_waits_for_agents_that_dial_late(shape: str, moment: int) -> None:
-    """The world stands still until the last agent is there; then it goes on as before."""
-    for late in World(SHAPES[shape]).agents:
-        world = World(SHAPES[shape])
+@dataclass(frozen=True)
+class Story:
+    """What happens to one run, by tick; and the order in which its parties move."""
 
-        def elect(tick: int, world: World = world, late: str = late) -> None:
-            if tick == moment:
-                world.elect(connected=[node for node in world.agents if node != late])
-            if tick == moment + 5:
-                world.connect(late)
+    shape: str
+    choices: tuple[int, ...]
+    faults: frozenset[int]
+    cancel: int | None
+    elections: frozenset[int]
+    restarts: frozenset[tuple[int, int]]
+    redials: frozenset[tuple[int, int]]
 
-        # a stuck world is one that waits for the late agent: keep it ticking through a tape of leader's turns
-        world.run(elect, choices=[99] * 0)
-        assert world.check_end() is Phase.SUCCEEDED
+
+ticks = st.integers(0, 150)
+stories = st.builds(
+    Story,
+    shape=st.sampled_from(sorted(SHAPES)),
+    choices=st.lists(st.integers(0, 7), max_size=150).map(tuple),
+    faults=st.frozensets(st.integers(1, 30), max_size=2),
+    cancel=st.none() | ticks,
+    elections=st.frozensets(ticks, max_size=3),
+    restarts=st.frozensets(st.tuples(ticks, st.integers(0, 3)), max_size=1),
+    redials=st.frozensets(st.tuples(ticks, st.integers(0, 3)), max_size=2),
+)
+
+
+def play(story: Story, *, restarts_after_commit: bool) -> World:
+    world = World(SHAPES[story.shape], story.faults)
+    nodes = sorted(world.agents)
+
+    def interrupt(tick: int) -> None:
+        if tick == story.cancel:
+            world.cancel()
+        if world.etcd.switchover.decision is not None and not restarts_after_commit:
+            return
+        if tick in story.elections:
+            world.elect()
+        for number in [n for when, n in story.restarts if when == tick and n < len(nodes)]:
+            world.restart_agent(nodes[number])
+
+    def redial(tick: int) -> None:
+        for number in [n for when, n in story.redials if when == tick and n < len(nodes)]:
+            world.disconnect(nodes[number])
+            world.connect(nodes[number])
+
+    def both(tick: int) -> None:
+        interrupt(tick)
+        if restarts_after_commit:
+            redial(tick)
+
+    world.run(both, story.choices)
+    return world
+
+
+@settings(max_examples=120, deadline=None)
+@given(story=stories)
+def test_whatever_happens_before_the_decision_the_promises_hold_and_it_ends(story: Story) -> None:
+    world = play(story, restarts_after_commit=False)
+    phase = world.check_end()
+    if world.etcd.switchover.decision is Outcome.COMMIT:
+        assert phase is Phase.SUCCEEDED
+    elif not (story.faults or story.restarts):
+        assert phase is Phase.CANCELLED
+
+
+@after_commit_the_ladder_is_climbed_again
+@settings(max_examples=120, deadline=None)
+@given(story=stories)
+@example(story=Story("1-1", (), frozenset(), None, frozenset({52}), frozenset(), frozenset()))
+def test_whatever_happens_at_any_time_the_promises_hold_and_it_ends(story: Story) -> None:
+    assert play(story, restarts_after_commit=True).check_end()
+
+
+# --- mutants: each safety check is able to fail
+
+
+def without(ladder: tuple[Step, ...], name: str) -> tuple[Step, ...]:
+    assert any(step.name == name for step in ladder)
+    return tuple(step for step in ladder if step.name != name)
+
+
+def moved_above(ladder: tuple[Step, ...], name: str, other: str) -> tuple[Step, ...]:
+    rest = list(without(ladder, name))
+    rest.insert([step.name for step in rest].index(other), next(step for step in ladder if step.name == name))
+    return tuple(rest)
+
+
+def cancelled_at_any_moment(shape: str) -> None:
+    """Run through rollbacks from every moment; raises what the world finds broken."""
+    for moment in range(LENGTHS[shape]):
+        cancelled(World(SHAPES[shape]), moment)
+
+
+def test_mutant_without_barrier_a_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "FORWARD", without(FORWARD, "BarrierA"))
+    with pytest.raises(BrokenPromiseError, match=r"I3: Source gpu.: .* not quiescent"):
+        World(TWO_TO_TWO).run()
+
+
+def test_mutant_without_barrier_c_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "FORWARD", without(FORWARD, "BarrierC"))
+    with pytest.raises(BrokenPromiseError, match=r"I3: Target gpu.: .* not in RUNNING_P2P"):
+        World(TWO_TO_TWO).run()
+
+
+def test_mutant_decide_above_vote_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "FORWARD", moved_above(FORWARD, "Decide", "Vote"))
+    with pytest.raises(BrokenPromiseError, match=r"I1: Commit is written, but target gpu. has not voted"):
+        World(ONE_TO_ONE).run(choices=[9] * 200)
+
+
+def test_mutant_release_of_sources_above_barrier_d_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "FORWARD", moved_above(FORWARD, "ReleaseSources", "BarrierD"))
+    with pytest.raises(BrokenPromiseError, match=r"I2: source gpu. is closed before every target runs"):
+        World(ONE_TO_ONE).run()
+
+
+def test_mutant_rollback_without_its_barrier_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "ROLLBACK", without(ROLLBACK, "RestoreP2P"))
+    with pytest.raises(BrokenPromiseError, match=r"I3: Source gpu.: .* not in RUNNING_P2P"):
+        cancelled_at_any_moment("2-2")
+
+
+def test_mutant_rollback_without_a_written_abort_is_refused_by_the_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "ROLLBACK", without(ROLLBACK, "Abort"))
+    with pytest.raises(AssertionError):
+        cancelled_at_any_moment("1-1")
+
+
+def test_mutant_agent_without_the_commit_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator that starts targets before the decision is stopped by the agents' own rule, and only by it."""
+    early = moved_above(moved_above(FORWARD, "BarrierD", "Decide"), "BarrierC", "BarrierD")
+    monkeypatch.setattr(planning, "FORWARD", early)
+    world = World(TWO_TO_TWO)
+    world.run()
+    assert not any(d.loaded and d.state in RUNS for d in world.side(Role.TARGET))
+    monkeypatch.setattr(machine, "_admit_target", lambda *_: None)
+    with pytest.raises(BrokenPromiseError, match=r"I1: Target gpu.: .* loaded, and the decision is None"):
+        World(TWO_TO_TWO).run()
+
+
+def test_mutant_agent_without_its_local_barrier_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    goal = (Role.SOURCE, Goal.STOP_COPY)
+    monkeypatch.setattr(machine, "WAYPOINTS", {**machine.WAYPOINTS, goal: machine.WAYPOINTS[goal][1:]})
+    with pytest.raises(BrokenPromiseError, match=r"I3: Source gpu.: .* not quiescent"):
+        World(ONE_TO_ONE).run()
+
+
+# --- single decisions
+
+
+def test_every_step_of_both_ladders_has_its_own_name() -> None:
+    for ladder in (FORWARD, ROLLBACK):
+        names = [step.name for step in ladder]
+        assert len(names) == len(set(names))
+
+
+def test_a_step_of_the_switchover_may_last_as_long_as_the_spec_says() -> None:
+    world = World(TWO_TO_TWO)
+    seen: dict[str, Plan] = {}
+
+    def watch(_tick: int) -> None:
+        planned = plan(replace(world.observe(), wish=Wish(TWO_TO_TWO, Strategy(switchover_timeout_seconds=7))))
+        seen.setdefault(planned.step, planned)
+
+    world.run(watch)
+    assert {seen[step].timeout_seconds for step in ("BarrierA", "BarrierB", "Vote")} == {7.0}
+    assert seen["PrepareSources"].timeout_seconds == planning.PREPARE_SECONDS
+    assert seen["BarrierA"].sentence == "barrier A: quiescing P2P on a, b"
+    assert seen["BarrierD"].phase is Phase.STARTING
+
+
+def test_a_switchover_begins_only_when_the_forecast_keeps_the_limit() -> None:
+    world = World(ONE_TO_ONE)
+    world.run(at(10**6, lambda: None))
+    world = World(ONE_TO_ONE)
+    held: list[Observed] = []
+    world.run(lambda _tick: held.append(world.observe()))
+    ready = next(o for o in held if plan(o).step == "BeginSwitchover")
+    (source,) = ready.side(Role.SOURCE)
+    assert source.report is not None
+    big = tuple(replace(d, stop_copy_bytes=1 << 40) for d in source.report.devices)
+    slow = replace(source, report=replace(source.report, devices=big))
+    late = replace(ready, participants=(slow, *ready.side(Role.TARGET)))
+    assert plan(late).step == "Converge"
+    assert plan(replace(late, converge_expired=True)).step == "Converge"
+    insists = replace(late.wish, strategy=Strategy(switch_over_on_timeout=True))
+    assert plan(replace(late, converge_expired=True, wish=insists)).step == "BeginSwitchover"
+    unacknowledged = tuple(replace(d, initial_acknowledged=False) for d in source.report.devices)
+    waits = replace(source, report=replace(source.report, devices=unacknowledged))
+    assert plan(replace(ready, participants=(waits, *ready.side(Role.TARGET)))).step == "Converge"
+
+
+def test_what_was_given_up_says_which_side_may_have_lost_something() -> None:
+    observed = replace(World(ONE_TO_ONE).observe(), has_finalizer=True, pairs=ONE_TO_ONE, exhausted=True)
+    failed = replace(observed, failure=Failure(Reason.ARC_FAILED, "arc failed", "gpu0", "STOP -> RUNNING", 5))
+    for switchover, reason in (
+        (Switchover(True, Outcome.COMMIT), Reason.TARGET_LOST_AFTER_COMMIT),
+        (Switchover(True, Outcome.ABORT), Reason.ROLLBACK_INCOMPLETE),
+    ):
+        (finish,) = plan(replace(failed, switchover=switchover)).actions
+        assert isinstance(finish, Finish)
+        assert finish.failure == Failure(
+            reason, "given up after repeated failures: arc failed", "gpu0", "STOP -> RUNNING", 5
+        )

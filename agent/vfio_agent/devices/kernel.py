@@ -98,7 +98,8 @@ class KernelGroupBackend:
             for path in sorted((self._sysfs / "bus" / bus / "devices").glob("*")):
                 group = _link_name(path / "iommu_group")
                 driver = _link_name(path / "driver")
-                if not group or "vfio" not in driver:
+                # whatever drives an mdev is a VFIO driver, by whatever name; on PCI the name tells
+                if not group or (bus == "pci" and "vfio" not in driver):
                     continue
                 devices.append(
                     DeviceInfo(

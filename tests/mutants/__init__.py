@@ -1,0 +1,1 @@
+"""Deliberately broken versions of the product, as programs of their own, to show that the checks can fail."""

@@ -1,0 +1,246 @@
+"""Frozen types to protobuf and back: nothing is lost, nothing unbounded or unknown gets through; current stubs."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vfio_api import wire
+from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.errors import Reason
+from vfio_api.types import (
+    AgentHello,
+    Command,
+    DeviceReport,
+    Failure,
+    Goal,
+    MigrationKey,
+    Outcome,
+    Peer,
+    Role,
+    SessionDevice,
+    SessionReport,
+    SessionSpec,
+    Timing,
+)
+from vfio_api.v1 import agent_pb2 as pb
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+text = st.text(st.characters(codec="utf-8"), max_size=20)
+u64 = st.integers(0, 2**63 - 1)
+u32 = st.integers(0, 2**31 - 1)
+flags = st.integers(0, 7).map(MigrationFlags)
+
+commands = st.builds(
+    Command,
+    migration=st.builds(MigrationKey, text, text, text),
+    role=st.sampled_from(Role),
+    goal=st.sampled_from(Goal),
+    epoch=u64,
+    sequence=u64,
+    deadline_milliseconds=u32,
+    decision=st.none() | st.sampled_from(Outcome),
+    spec=st.none()
+    | st.builds(
+        SessionSpec,
+        devices=st.lists(st.builds(SessionDevice, text, text, text), max_size=3).map(tuple),
+        pre_copy=st.booleans(),
+        bandwidth_limit_bytes_per_second=u64,
+        switchover_timeout_milliseconds=u32,
+    ),
+    peers=st.lists(st.builds(Peer, text, text, st.binary(max_size=20)), max_size=3).map(tuple),
+)
+devices = st.builds(
+    DeviceReport,
+    name=text,
+    address=text,
+    state=st.sampled_from(DeviceState),
+    flags=flags,
+    stop_copy_bytes=u64,
+    initial_bytes=u64,
+    dirty_bytes=u64,
+    transferred_bytes=u64,
+    bytes_per_second=u64,
+    initial_acknowledged=st.booleans(),
+    drained=st.booleans(),
+)
+reports = st.builds(
+    SessionReport,
+    migration_uid=text,
+    role=st.sampled_from(Role),
+    epoch=u64,
+    sequence=u64,
+    reached=st.none() | st.sampled_from(Goal),
+    backward=st.booleans(),
+    certificate=st.binary(max_size=20),
+    devices=st.lists(devices, max_size=3).map(tuple),
+    failure=st.none() | st.builds(Failure, st.sampled_from(Reason), text, text, text, st.integers(0, 4095)),
+    timings=st.lists(st.builds(Timing, text, u64), max_size=3).map(tuple),
+)
+hellos = st.builds(
+    AgentHello,
+    protocol=u32,
+    version=text,
+    incarnation=text,
+    instance=text,
+    data_address=text,
+    highest_epoch=u64,
+    sessions=st.lists(reports, max_size=2).map(tuple),
+)
+
+
+@given(command=commands)
+def test_a_command_comes_back_as_it_was(command: Command) -> None:
+    raw = wire.command_to_wire(command).SerializeToString()
+    assert wire.command_from_wire(pb.Command.FromString(raw)) == command
+
+
+@given(report=reports)
+def test_a_report_comes_back_as_it_was(report: SessionReport) -> None:
+    raw = wire.report_to_wire(report).SerializeToString()
+    assert wire.report_from_wire(pb.SessionReport.FromString(raw)) == report
+
+
+@settings(max_examples=50)
+@given(hello=hellos)
+def test_a_hello_comes_back_as_it_was(hello: AgentHello) -> None:
+    raw = wire.hello_to_wire(hello).SerializeToString()
+    assert wire.hello_from_wire(pb.Hello.FromString(raw)) == hello
+
+
+# --- bounds
+
+COMMAND = Command(MigrationKey("u", "n", "m"), Role.SOURCE, Goal.PREPARED, 1, 1, 1)
+DEVICE = DeviceReport("gpu0", "0000:3b:00.2", DeviceState.RUNNING)
+REPORT = SessionReport("u", Role.SOURCE, 1, 1)
+HELLO = AgentHello(1, "v", "boot", "pod", "host:1", 1)
+LONG = "x" * (wire.MAX_TEXT + 1)
+
+
+def spec(count: int, name: str = "gpu0") -> SessionSpec:
+    return SessionSpec(tuple(SessionDevice(name, "a", "b") for _ in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (replace(COMMAND, spec=spec(257)), "257 devices in one message, at most 256 are allowed"),
+        (replace(COMMAND, spec=spec(1, LONG)), "name has 4097 characters, at most 4096 are allowed"),
+        (replace(COMMAND, migration=MigrationKey(LONG, "n", "m")), "uid has 4097 characters"),
+        (replace(COMMAND, peers=(Peer("n", "a", b""),) * 257), "257 peers in one message"),
+        (replace(COMMAND, peers=(Peer("n", "a", bytes(8193)),)), "8193 certificate bytes in one message"),
+        (replace(COMMAND, peers=(Peer(LONG, "a", b""),)), "node has 4097 characters"),
+    ],
+)
+def test_a_command_beyond_the_bounds_is_refused(command: Command, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wire.command_from_wire(wire.command_to_wire(command))
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        (replace(REPORT, devices=(DEVICE,) * 257), "257 devices in one message"),
+        (replace(REPORT, certificate=bytes(8193)), "8193 certificate bytes"),
+        (replace(REPORT, migration_uid=LONG), "uid has 4097 characters"),
+        (replace(REPORT, timings=(Timing(LONG, 1),)), "step has 4097 characters"),
+        (replace(REPORT, timings=(Timing("load", 1),) * 1025), "1025 timings in one message"),
+    ],
+)
+def test_a_report_beyond_the_bounds_is_refused(report: SessionReport, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wire.report_from_wire(wire.report_to_wire(report))
+
+
+def test_a_hello_beyond_the_bounds_is_refused() -> None:
+    message = wire.hello_to_wire(replace(HELLO, sessions=(REPORT,) * 257))
+    with pytest.raises(ValueError, match="257 sessions in one message"):
+        wire.hello_from_wire(message)
+
+
+def change(message: pb.Command | pb.SessionReport, **fields: object) -> Callable[[], object]:
+    for name, value in fields.items():
+        setattr(message, name, value)
+    if isinstance(message, pb.Command):
+        return lambda: wire.command_from_wire(message)
+    return lambda: wire.report_from_wire(message)
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [
+        change(wire.command_to_wire(COMMAND), role="Observer"),
+        change(wire.command_to_wire(COMMAND), goal="PostCopy"),
+        change(wire.command_to_wire(COMMAND), goal=""),
+        change(wire.command_to_wire(COMMAND), decision="Maybe"),
+        change(wire.report_to_wire(REPORT), role=""),
+        change(wire.report_to_wire(REPORT), reached="Nowhere"),
+    ],
+)
+def test_a_word_that_the_protocol_does_not_have_is_refused(parse: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="is not a valid"):
+        parse()
+
+
+def test_a_device_state_that_the_uapi_does_not_have_is_refused() -> None:
+    message = wire.report_to_wire(replace(REPORT, devices=(DEVICE,)))
+    message.devices[0].state = 8
+    with pytest.raises(ValueError, match="8 is not a valid DeviceState"):
+        wire.report_from_wire(message)
+
+
+def test_a_failure_with_an_unknown_reason_is_refused() -> None:
+    message = wire.report_to_wire(replace(REPORT, failure=Failure(Reason.ARC_FAILED, "m")))
+    message.failure.reason = "BadLuck"
+    with pytest.raises(ValueError, match="'BadLuck' is not a valid Reason"):
+        wire.report_from_wire(message)
+
+
+def test_a_target_with_256_devices_can_report_how_long_each_took_to_load() -> None:
+    steps = ["resuming", *(f"load/gpu{n}" for n in range(256)), "barrier_c", "barrier_d"]
+    report = replace(REPORT, timings=tuple(Timing(step, 1) for step in steps))
+    assert wire.report_from_wire(wire.report_to_wire(report)) == report
+
+
+def test_a_failure_that_names_very_many_devices_is_cut_and_not_lost() -> None:
+    states = ", ".join(f"gpu-of-the-team-{n}=RUNNING_P2P" for n in range(256))
+    report = replace(REPORT, failure=Failure(Reason.STEP_TIMEOUT, f"not reached; devices are in {states}"))
+    found = wire.report_from_wire(wire.report_to_wire(report)).failure
+    assert found is not None
+    assert found.message == f"not reached; devices are in {states}"[: wire.MAX_TEXT]
+
+
+def test_the_largest_report_fits_into_a_message() -> None:
+    device = replace(DEVICE, name="n" * 63, address="a" * 64, transferred_bytes=2**63 - 1)
+    failure = Failure(Reason.ARC_FAILED, "x" * wire.MAX_TEXT)
+    largest = replace(REPORT, devices=(device,) * 256, certificate=bytes(8192), failure=failure)
+    assert len(wire.report_to_wire(largest).SerializeToString()) < wire.MAX_MESSAGE_BYTES / 16
+
+
+# --- the generated stubs
+
+
+def test_the_generated_stubs_are_those_of_the_proto(tmp_path: Path) -> None:
+    proto = "vfio_api/v1/agent.proto"
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            f"-I{REPOSITORY / 'api'}",
+            f"--python_out={tmp_path}",
+            f"--pyi_out={tmp_path}",
+            f"--grpc_python_out={tmp_path}",
+            str(REPOSITORY / "api" / proto),
+        ],
+        check=True,
+    )
+    for name in ("agent_pb2.py", "agent_pb2.pyi", "agent_pb2_grpc.py"):
+        made = (tmp_path / "vfio_api/v1" / name).read_text()
+        assert made == (REPOSITORY / "api/vfio_api/v1" / name).read_text(), f"{name} is stale: make generate"
