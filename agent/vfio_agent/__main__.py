@@ -77,8 +77,8 @@ async def run(settings: AgentSettings) -> None:
             metrics,
             settings.operator_address,
         )
-        log.info("agent started", data_address=advertised, metrics_port=metrics_server[0].server_port)
         broker = Broker(settings.broker_socket, holdings, inventory.changed, agent.busy)
+        log.info("agent started", data_address=advertised, metrics_port=metrics_server[0].server_port)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

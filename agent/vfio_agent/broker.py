@@ -24,22 +24,24 @@ REQUEST_SECONDS = 5.0
 
 
 class Broker:
-    """Serves `path` until cancelled. `changed` is called after a device was opened or closed; `busy(address)` names
+    """Listens on `path` from the start. `changed` is called after a device was opened or closed; `busy(address)` names
     the migration whose session uses a device ("" if none does).
     """
 
     def __init__(self, path: Path, holdings: Holdings, changed: Callable[[], None], busy: Callable[[str], str]):
-        self._path, self._holdings, self._changed, self._busy = path, holdings, changed, busy
+        self._holdings, self._changed, self._busy = holdings, changed, busy
+
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path.unlink(missing_ok=True)
+        self._listener.bind(str(path))
+        path.chmod(0o600)
+        self._listener.listen(16)
+        self._listener.setblocking(False)
 
     async def run(self) -> None:
-        """Accept and answer, one request at a time."""
-        self._path.unlink(missing_ok=True)
+        """Accept and answer, one request at a time, until cancelled."""
         loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(str(self._path))
-            self._path.chmod(0o600)
-            listener.listen(16)
-            listener.setblocking(False)
+        with self._listener as listener:
             while True:
                 connection, _ = await loop.sock_accept(listener)
                 with connection, contextlib.suppress(OSError):

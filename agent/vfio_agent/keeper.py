@@ -135,7 +135,7 @@ def _serve_one(keeper: Keeper, connection: socket.socket) -> None:
         given, fds = fds, []
         reply, out = keeper.answer(request, given)
         socket.send_fds(connection, [json.dumps(reply).encode()], out)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         print(f"keeper: request dropped: {error}", file=sys.stderr, flush=True)
         for fd in fds:
             os.close(fd)

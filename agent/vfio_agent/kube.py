@@ -1,4 +1,4 @@
-"""What the agent asks of the API server: the leader's address, this node's VFIODevices, and the decision.
+"""What the agent asks of the API server: the leader's address, and this node's VFIODevices.
 
 Agents have no right on VFIOMigrations. Every call has a deadline.
 """
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kubernetes.aio import client, config
-from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.names import ADDRESS_ANNOTATION, CA_CONFIGMAP, CA_KEY, LEASE_NAME
@@ -77,16 +76,3 @@ class AgentApi:
         await self._objects.patch_cluster_custom_object_status(
             API_GROUP, API_VERSION, "vfiodevices", name, {**head, "status": status}, **options
         )
-
-    async def decision(self, namespace: str, uid: str) -> str | None:
-        """The decision of a switchover as it is written now; None if there is none (yet)."""
-        try:
-            switchover: Any = await self._objects.get_namespaced_custom_object(
-                API_GROUP, API_VERSION, namespace, "vfioswitchovers", uid, _request_timeout=REQUEST_SECONDS
-            )
-        except ApiException as error:
-            if error.status == 404:
-                return None
-            raise
-        outcome: str | None = switchover.get("status", {}).get("decision", {}).get("outcome")
-        return outcome

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from pathlib import Path
 
 import grpc
@@ -61,7 +62,13 @@ class Link:
             except grpc.aio.AioRpcError as error:
                 self._metrics.dials.labels("error").inc()
                 log.warning("operator stream ended", code=error.code().name, details=error.details())
-            except (ApiException, VFIOMigrationError, OSError, ValueError, TimeoutError) as error:
+            except ApiException as error:
+                self._metrics.dials.labels("error").inc()
+                if error.status == HTTPStatus.NOT_FOUND:  # the first leader has not published its certificate yet
+                    log.info("no operator has led yet")
+                else:
+                    log.warning("API server does not tell who leads", status=error.status, reason=error.reason)
+            except (VFIOMigrationError, OSError, ValueError, TimeoutError) as error:
                 self._metrics.dials.labels("error").inc()
                 log.warning("operator not reached", error=str(error).partition("\n")[0])
             finally:

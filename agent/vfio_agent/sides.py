@@ -31,7 +31,6 @@ class SourceSide:
     def __init__(self, session: "Session"):
         self._session = session
         self._senders: dict[str, Sender] = {}
-        self._stop_copy_at = 0.0
         self._changed = asyncio.Event()
         self._interrupted = False
 
@@ -47,16 +46,15 @@ class SourceSide:
             await self._session.blocking(self._session.refresh)
         if command.goal is Goal.RELEASED and self._session.facts.decision is not Outcome.COMMIT:
             raise_unless_running(self._session)
-        if command.goal is Goal.STOP_COPY:
-            self._stop_copy_at = time.perf_counter()
 
     async def after(self, command: Command) -> None:
         """Stream to the end behind barrier B; give the devices up at the end."""
         if command.goal is Goal.STOP_COPY:
+            began = time.perf_counter()
             for sender in self._senders.values():
                 sender.finish()
             await self._all_finished()
-            self._session.timed("transfer", self._stop_copy_at)
+            self._session.timed("transfer", began)
         if command.goal is Goal.RUNNING:
             await self._session.blocking(self._reset_lost)
         if command.goal is Goal.RELEASED:

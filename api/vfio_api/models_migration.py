@@ -222,7 +222,7 @@ class VFIOMigration(Resource):
         columns=(
             Column("Mode", ".spec.mode", description="Migrate, Plan or Rehearse"),
             Column("Phase", ".status.phase", description="Where the migration is"),
-            Column("Progress", ".status.progress.percent", "integer", description="Percent of the state copied"),
+            Column("Percent", ".status.progress.percent", "integer", description="Percent of the state copied"),
             Column(
                 "Downtime-us",
                 ".status.downtimeMicroseconds",

@@ -138,8 +138,8 @@ def _verdict(scene: Scene, view: View, body: Json) -> bool:
     limit = body["spec"]["strategy"]["downtimeLimitMilliseconds"]
     down, forecast = (int(status.get(f"{key}Microseconds", 0)) for key in ("downtime", "predictedDowntime"))
     text = f"{down / 1000:.1f} ms (forecast {forecast / 1000:.1f} ms, limit {limit} ms)"
-    within = down <= 1000 * limit  # the limit is kept by forecast: a busy machine may miss it
-    view.result(True if within else None, "downtime", text if within else f"{text}; this machine is busy")
+    # the limit is kept by forecast: a busy machine may miss it, which is worth a look but no failure
+    view.result(True if down <= 1000 * limit else None, "downtime", text)
     moved, total = int(status.get("progress", {}).get("bytes", 0)), sum(scene.sizes.values())
     view.result(True, "bytes moved", size_text(moved) + (f" for {size_text(total)} of device state" if total else ""))
     findings = scene.verdict()

@@ -122,8 +122,9 @@ def _stop(took: Mapping[str, int], windows: Mapping[str, Bar]) -> list[Bar]:
         end = max(now, stop.start + took["Transfer"])
         bars.append(Bar("   send the rest of state", now, end - now, True))
         now = end
-    if "Load" in took:
-        bars.append(Bar("   load, validate, vote", now, took["Load"], True))
+    if "Load" in took:  # the decision waits for it, but a source may be told of its end later
+        latest = windows["Decide"].start - took["Load"] if "Decide" in windows else now
+        bars.append(Bar("   load, validate, vote", max(0, min(now, latest)), took["Load"], True))
     return bars
 
 

@@ -11,6 +11,7 @@ guest's user network, and each other through a direct link. The driver's own log
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -33,6 +34,14 @@ METRICS_PORT, WORKLOAD_PORT = 9102, 9200  # in the guest, whose ports are all it
 RUN = Path("/run/vfio-agent")
 KEEPER_SOCKET, BROKER_SOCKET = RUN / "keeper.sock", RUN / "broker.sock"
 SOURCES = ("api", "agent", "hack")
+
+WAITING_AGENT = """
+import os, sys, time
+import vfio_agent.__main__ as agent
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.05)
+agent.main()
+"""
 
 
 class GuestProcess:
@@ -79,9 +88,9 @@ class GuestProcess:
 class KernelNode:
     """One guest as a node."""
 
-    workload: Workload
     agent: GuestProcess
     keeper: GuestProcess
+    marker: GuestProcess
 
     def __init__(self, stack: "KernelStack", number: int, name: str, devices: int):
         self.name, self._stack = name, stack
@@ -92,6 +101,8 @@ class KernelNode:
         self.address = f"10.99.0.{number}"
         self._ports = {METRICS_PORT: free_port(), WORKLOAD_PORT: free_port()}
         self._starts = 0
+        self._go = self.dir / "go"
+        self.workload = Workload(name, self._ports[WORKLOAD_PORT])
         link = Link(stack.dir / "link", server=number == 1, address=self.address)
         environment = {
             "PYTHONPATH": ":".join(str(ROOT / folder) for folder in SOURCES),
@@ -100,28 +111,45 @@ class KernelNode:
         self.guest = Guest.start(
             name, share=self.dir, memory_mib=MEMORY_MIB, env=environment, hostfwd=self._ports, link=link
         )
-        stack.closing.callback(self.guest.close)
+        stack.closing.callback(self.close)
 
     def _spawn(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> GuestProcess:
         self._starts += 1
-        argv = [sys.executable, "-m", *arguments]
+        argv = [sys.executable, *arguments]
         return GuestProcess(f"{name} in {self.name}", self.guest.spawn(argv, log=f"{name}-{self._starts}.log", env=env))
 
-    def start(self) -> None:
-        """Make the devices; start keeper, workload and agent; returns once they serve."""
+    def prepare(self) -> None:
+        """Make the devices; start keeper, workload, and the agent up to where it needs the control plane.
+
+        What the agent imports takes a guest most of its start; meanwhile the control plane starts.
+        """
         self.guest.exec(["mkdir", "-p", str(RUN)]).check()
-        self.keeper = self._spawn("keeper", "vfio_agent.keeper", "--socket", str(KEEPER_SOCKET))
+        self.keeper = self._spawn("keeper", "-m", "vfio_agent.keeper", "--socket", str(KEEPER_SOCKET))
         self.guest.exec([sys.executable, "-E", "-S", str(WORKLOAD), "create", *self.devices]).check()
         self.keeper.wait_for("ready")
-        self.start_agent()
+        self.agent = self._spawn("agent", "-c", WAITING_AGENT, self.guest.inside(self._go), env=self._settings())
         serve = ["devtools.kernel_workload", "--broker", str(BROKER_SOCKET), "--port", str(WORKLOAD_PORT)]
-        marker = self._spawn("workload", *serve)
-        self.workload = Workload(self.name, self._ports[WORKLOAD_PORT])
-        marker.wait_for("ready")
+        self.marker = self._spawn("workload", "-m", *serve)
+
+    def start(self) -> None:
+        """After `prepare`, and with a control plane: let the agent go on; returns once all serve."""
+        self._write_credentials()
+        self._go.touch()
+        self.agent.wait_for("agent started")
+        self.marker.wait_for("ready")
 
     def start_agent(self, **settings: str) -> GuestProcess:
-        """Start (or start again) the agent, with its token; returns once it has started."""
-        token, kubeconfig = self._stack.agent_credentials(self.name, self.dir, self._stack.server_for_guests)
+        """Start the agent again, with a new token; returns once it has started."""
+        self._write_credentials()
+        self.agent = self._spawn("agent", "-m", "vfio_agent", env=self._settings(**settings))
+        self.agent.wait_for("agent started")
+        return self.agent
+
+    def _write_credentials(self) -> None:
+        self._stack.agent_credentials(self.name, self.dir, self._stack.server_for_guests)
+
+    def _settings(self, **settings: str) -> dict[str, str]:
+        """The agent's environment."""
         env = {
             "NODE_NAME": self.name,
             "STATE_DIR": str(RUN / "state"),
@@ -129,8 +157,8 @@ class KernelNode:
             "KEEPER_SOCKET": str(KEEPER_SOCKET),
             "BROKER_SOCKET": str(BROKER_SOCKET),
             "KERNEL_DEVICES": "true",
-            "KUBECONFIG": self.guest.inside(kubeconfig),
-            "TOKEN_FILE": self.guest.inside(token),
+            "KUBECONFIG": self.guest.inside(self.dir / "kubeconfig"),
+            "TOKEN_FILE": self.guest.inside(self.dir / "operator-token"),
             "OPERATOR_NAMESPACE": NAMESPACE,
             "LISTEN_HOST": self.address,
             "ADVERTISE_HOST": self.address,
@@ -138,9 +166,13 @@ class KernelNode:
             "INVENTORY_SECONDS": "2",
             **settings,
         }
-        self.agent = self._spawn("agent", "vfio_agent", env={f"VFIO_AGENT_{key}": env[key] for key in env})
-        self.agent.wait_for("agent started")
-        return self.agent
+        return {f"VFIO_AGENT_{key}": value for key, value in env.items()}
+
+    def close(self) -> None:
+        """End the guest at once; nothing in it is worth a shutdown."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.guest.pid, signal.SIGKILL)
+        self.guest.close()
 
     def metrics_port(self) -> int:
         """The port here at which the agent's /metrics is."""
@@ -170,13 +202,14 @@ class KernelStack(Stack):
     def __enter__(self) -> "KernelStack":
         try:
             self.nodes = {name: KernelNode(self, n, name, self._devices) for n, name in enumerate(NODES, 1)}
-            super().__enter__()
             with ThreadPoolExecutor(len(self.nodes)) as pool:
-                starting = [pool.submit(node.start) for node in self.nodes.values()]
+                preparing = [pool.submit(node.prepare) for node in self.nodes.values()]
+                super().__enter__()
                 if self._operator:
                     self.start_operator()  # by this thread: a child does not outlive the thread that started it
-                for started in starting:
-                    started.result()
+                for prepared in preparing:
+                    prepared.result()
+                list(pool.map(KernelNode.start, self.nodes.values()))
             self.devices_published(len(NODES) * self._devices, 60)
         except BaseException as error:
             for log, text in self.logs().items():

@@ -31,6 +31,7 @@ from vfio_operator.plan import (
 log = structlog.get_logger()
 MAX_ATTEMPTS = 6
 FIRST_RETRY_SECONDS = 0.2
+PARALLEL_RELEASES = 16
 
 
 @dataclass(slots=True)
@@ -128,23 +129,27 @@ class Executor:
             if p.touched and not p.connected and p.report is not None
             for device in p.report.devices
         }
-        for record in [r for r in self._inventory.values() if r.object_name in self._memory.claims]:
-            if (record.node, record.address) not in away:
-                await self._unclaim_one(observed, record)
+        held = [r for r in self._inventory.values() if r.object_name in self._memory.claims]
+        free = [r for r in held if (r.node, r.address) not in away]
+        for batch in (free[i : i + PARALLEL_RELEASES] for i in range(0, len(free), PARALLEL_RELEASES)):
+            await asyncio.gather(*(self._unclaim_one(observed, record) for record in batch))
         self._memory.claims.clear()
 
     async def _unclaim_one(self, observed: Observed, record: DeviceRecord) -> None:
+        current = record
         for _ in range(MAX_ATTEMPTS):
+            if current.claim_uid == observed.key.uid:
+                try:
+                    await self._api.set_claim(current.object_name, current.resource_version, None)
+                    self._metrics.api_writes.labels("release").inc()
+                    return
+                except ApiException as error:
+                    if error.status != 409:
+                        raise
+            # what the watch showed may be older than the claim itself
             current = observe.device_of(await self._api.device(record.object_name))
             if current.claim_uid != observed.key.uid:
                 return
-            try:
-                await self._api.set_claim(current.object_name, current.resource_version, None)
-                self._metrics.api_writes.labels("release").inc()
-                return
-            except ApiException as error:
-                if error.status != 409:
-                    raise
         raise TimeoutError(f"VFIODevice {record.object_name} changes faster than its claim can be dropped")
 
     def send(self, observed: Observed, action: Send) -> None:

@@ -26,8 +26,8 @@ ANNOUNCED = {
     "BarrierB": ("SwitchoverStarted", "the workload's devices are being stopped"),
     "BarrierD": ("Committed", "every target has loaded its state and the decision is Commit"),
     "ReleaseSources": ("Switched", "every device runs at its target"),
-    "RestoreP2P": ("RollingBack", "sources are returned to RUNNING"),
-    "Restore": ("RollingBack", "sources are returned to RUNNING"),
+    "RestoreP2P": ("RollingBack", "{sentence}"),
+    "Restore": ("RollingBack", "{sentence}"),
 }
 
 
@@ -94,7 +94,7 @@ class Publisher:
         event = ANNOUNCED.get(planned.step)
         if event is not None and event[0] not in self._announced:
             self._announced.add(event[0])
-            self._due.append((event[0], f"{event[1]}: {planned.sentence}"))
+            self._due.append((event[0], event[1].format(sentence=planned.sentence)))
 
     async def finished(self, planned: Plan, finish: Finish, measured: Measured) -> None:
         """The last Event, after the terminal status was written."""

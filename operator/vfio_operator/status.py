@@ -6,7 +6,7 @@ from typing import Any
 from vfio_api.device import DeviceState, MigrationFlags
 from vfio_api.models_status import Phase
 from vfio_api.types import DeviceReport, Failure, Goal, Outcome, Role
-from vfio_operator.forecast import converged
+from vfio_operator.forecast import converged, predicted_downtime_microseconds
 from vfio_operator.observed import Observed, has_reached
 from vfio_operator.plan import Finish, Plan
 
@@ -95,32 +95,39 @@ def _conditions(observed: Observed, plan: Plan, finish: Finish | None, now: str,
 def _facts(observed: Observed, plan: Plan, finish: Finish | None) -> dict[str, tuple[str, str, str]]:
     """Every condition, always all of them: type -> (status, reason, message)."""
     targets, sources = observed.side(Role.TARGET), observed.side(Role.SOURCE)
-    prepared = bool(targets) and all(has_reached(p, Goal.PREPARED) for p in (*targets, *sources))
-    quiesced = bool(sources) and all(has_reached(p, Goal.QUIESCED) for p in sources)
     committed = observed.switchover.decision is Outcome.COMMIT
-    refused = plan.step == "Refused"
+    prepared = committed or (bool(targets) and all(has_reached(p, Goal.PREPARED) for p in (*targets, *sources)))
+    quiesced = committed or (bool(sources) and all(has_reached(p, Goal.QUIESCED) for p in sources))
     failure = finish.failure if finish else None
     detail = _detail(failure) if failure else plan.sentence
-    validated = "False" if refused else ("True" if observed.pairs else "Unknown")
     succeeded = "Unknown" if finish is None else str(finish.phase is Phase.SUCCEEDED)
     reason = failure.reason.value if failure else ("Succeeded" if finish else "InProgress")
+    if plan.step == "Refused" and failure is not None:
+        validated = ("False", failure.reason.value, detail)
+    elif observed.pairs:
+        validated = ("True", "Validated", f"{len(observed.pairs)} pairs exist, are free and fit")
+    else:
+        validated = ("Unknown", "Checking", plan.sentence)
     return {
-        "Validated": (validated, failure.reason.value if refused and failure else "Checked", detail),
-        "Prepared": (str(prepared or committed), "DevicesPrepared", "sources held, targets RESUMING"),
-        "Converged": (
-            str(converged(observed) or committed),
-            "Forecast",
-            "forecast against downtimeLimitMilliseconds",
-        ),
-        "Quiesced": (str(quiesced or committed), "BarrierA", "every source device was P2P quiescent"),
-        "Committed": (str(committed), str(observed.switchover.decision or "Undecided"), "status.decision"),
-        "Finished": (
-            str(finish is not None),
-            plan.phase.value if finish is None else finish.phase.value,
-            detail,
-        ),
+        "Validated": validated,
+        "Prepared": _fact(prepared, "DevicesPrepared", "sources are held, targets are RESUMING"),
+        "Converged": _fact(committed or converged(observed), "WithinLimit", _forecast(observed)),
+        "Quiesced": _fact(quiesced, "BarrierPassed", "every source device was P2P quiescent before any was stopped"),
+        "Committed": _fact(committed, "Commit", "every target had loaded and validated its state"),
+        "Finished": (str(finish is not None), plan.phase.value if finish is None else finish.phase.value, detail),
         "Succeeded": (succeeded, reason, detail),
     }
+
+
+def _fact(holds: bool, reason: str, message: str) -> tuple[str, str, str]:
+    return (str(holds), reason, message) if holds else ("False", "NotReached", "")
+
+
+def _forecast(observed: Observed) -> str:
+    predicted, limit = predicted_downtime_microseconds(observed), observed.wish.strategy.downtime_limit_milliseconds
+    if predicted is None:
+        return f"downtimeLimitMilliseconds is {limit}"
+    return f"initial bytes are loaded, {predicted / 1000:.0f} ms are forecast, downtimeLimitMilliseconds is {limit}"
 
 
 def _detail(failure: Failure) -> str:

@@ -76,7 +76,7 @@ def test_columns_of_a_migration(namespace: Plane) -> None:
         "NAME": "seen",
         "MODE": "Migrate",
         "PHASE": "Succeeded",
-        "PROGRESS": "100",
+        "PERCENT": "100",
         "DOWNTIME-US": "48211",
     }
     wide = row(namespace, "vfm", "seen", "-n", NAMESPACE, "-o", "wide")

@@ -11,13 +11,12 @@ import os
 import sys
 from dataclasses import dataclass
 
-from vfio_api.device import DATA_FD_ARCS, DeviceState, IllegalArcError, path
-from vfio_agent.devices import uapi
-from vfio_agent.devices.kernel import KernelGroupBackend
-
 from devtools.kernel_workload import KernelLog
 from devtools.mtty_trace import Outcome, parse_driver_trace
 from devtools.mtty_workload import Fault, arm_fault, disarm_faults
+from vfio_agent.devices import uapi
+from vfio_agent.devices.kernel import KernelGroupBackend
+from vfio_api.device import DATA_FD_ARCS, DeviceState, IllegalArcError, path
 
 # Linux before 7.2 loops for ever in these two, with the kernel's one CPU: never ask for them.
 ENDLESS = {(DeviceState.STOP_COPY, DeviceState.PRE_COPY), (DeviceState.STOP_COPY, DeviceState.PRE_COPY_P2P)}

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfio_api.device import DeviceState
-
 from devtools.kernel_stack import KernelNode, KernelStack
 from devtools.kernel_workload import PORTS, Marks
 from devtools.mtty_trace import Arc, Outcome
 from devtools.mtty_workload import FIFO_LIMIT, Fault, Mark
 from devtools.stack import Json, migration
+from vfio_api.device import DeviceState
 
 MIGRATIONS = 50
 MOVING, TABLE, LOST = (0, 1), 2, (3, 4)  # which of a node's devices are for what

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devtools.demo_flow import _conditions, _log_line, _section
+from devtools.demo_kernel import barrier_finding
 from devtools.demo_scene import p2p_findings
 from devtools.demo_timeline import Bar, chart, duration_text, operator_steps, overview, switchover
 from devtools.demo_view import MigrationView, Steps, View
 from devtools.demo_watch import condition, documents
+from devtools.mtty_trace import Arc
 
 
 def timing(step: str, microseconds: int) -> dict[str, Any]:
@@ -81,6 +84,12 @@ def test_barriers_over_several_nodes_begin_with_the_operators_steps():
     ]
     starts = {bar.label[0]: bar.start for bar in switchover(several) if bar.label[0] != " "}
     assert starts == {"A": 0, "B": 5_000, "C": 30_000, "D": 36_000}
+
+
+def test_a_load_is_never_drawn_after_the_decision_that_waited_for_it():
+    late = [t | {"durationMicroseconds": 40_000} if t["step"] == "Agent/Transfer" else t for t in ONE_NODE_EACH]
+    bars = {bar.label.strip(): bar for bar in switchover(late)}
+    assert bars["load, validate, vote"].end == bars["decision stored: Commit"].start
 
 
 @pytest.mark.parametrize("timings", [[], [timing("Claim", 5), timing("Abort", 5)]])
@@ -157,6 +166,18 @@ def test_a_lost_write_is_told_wherever_it_was_lost(source, target, lost):
     assert findings["P2P writes lost"].text == lost
     assert findings["P2P writes lost"].good == (lost == "0")
     assert findings["P2P traffic"].good
+
+
+def test_barriers_are_judged_by_the_order_in_the_drivers_log():
+    arcs = [
+        Arc(1.0, "a", "PRE_COPY", "PRE_COPY_P2P"),
+        Arc(1.1, "b", "PRE_COPY", "PRE_COPY_P2P"),
+        Arc(1.2, "a", "PRE_COPY_P2P", "STOP_COPY"),
+        Arc(1.3, "b", "PRE_COPY_P2P", "STOP_COPY"),
+    ]
+    swapped = [arcs[0], replace(arcs[1], time=1.25), *arcs[2:]]
+    for trace, held in ((arcs, True), (swapped, False), (arcs[:2], False), ([*arcs[:1], *arcs[2:]], False)):
+        assert barrier_finding("A, B", trace, ("PRE_COPY_P2P",), "STOP_COPY").good == held
 
 
 def test_devices_that_are_silent_at_the_target_are_no_success():
