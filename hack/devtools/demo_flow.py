@@ -17,12 +17,12 @@ from devtools.demo_view import MigrationView, Steps, View, size_text
 from devtools.demo_watch import condition, watch
 from devtools.plane import BuildError, KubectlError, PlaneError
 from devtools.processes import ProcessError
-from devtools.tools import MissingTool, kubectl
+from devtools.tools import MissingToolError, kubectl
 from vfio_api.errors import VFIOMigrationError
 
 # What can go wrong without being a mistake in the demo: said in a sentence, without a traceback.
 EXPECTED = (
-    MissingTool,
+    MissingToolError,
     BuildError,
     PlaneError,
     KubectlError,

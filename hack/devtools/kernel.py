@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devtools.cache import build_once, content_key
-from devtools.kernel_apt import MissingToolError, ensure_qemu, machine_mirror, require
+from devtools.kernel_apt import ensure_qemu, machine_mirror, require
 from devtools.kernel_image import Cpio, modules_in_order, vmlinux_from_bzimage
 from devtools.kernel_tree import fetch_tree, only
 from devtools.mtty_patch import patched
+from devtools.tools import MissingToolError
 
 __all__ = ["KernelArtefacts", "KernelBuildError", "MissingToolError", "ensure_qemu", "kernel_artefacts"]
 

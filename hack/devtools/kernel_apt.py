@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from devtools.tools import MissingToolError
+
 ARCHIVE_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 QEMU = "qemu-system-x86_64"
 QEMU_PACKAGE = "qemu-system-x86"
 QEMU_MINIMUM = (9, 2)
 """The first release whose ``stream`` network back end reconnects after fractions of a second."""
-
-
-class MissingToolError(RuntimeError):
-    """A program, a package or a right is missing; the message is one line that says what to do."""
 
 
 class PackageError(RuntimeError):

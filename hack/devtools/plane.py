@@ -76,7 +76,7 @@ def build_plane(progress: Progress | None = None) -> Path:
     are there. The last call, of a build or not, has both equal.
 
     Raises:
-        MissingTool: there is no Go to build with.
+        MissingToolError: there is no Go to build with.
         BuildError: the build fails, for instance because a module cannot be downloaded.
     """
     report = progress or (lambda _done, _total: None)
@@ -189,7 +189,7 @@ class Plane:
         """Build the program if need be, start it and wait until it serves requests.
 
         Raises:
-            MissingTool, BuildError: it cannot be built.
+            MissingToolError, BuildError: it cannot be built.
             PlaneError: it does not come up within a minute.
         """
         program = build_plane()

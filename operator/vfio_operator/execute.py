@@ -11,13 +11,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from vfio_api.errors import Reason
 from vfio_api.types import Command, Failure, Goal, Outcome, Peer, Role, SessionDevice, SessionSpec
 from vfio_operator import observe
-from vfio_operator.channel import Agents
-from vfio_operator.kube import OperatorApi
-from vfio_operator.leader import Leadership
-from vfio_operator.metrics import OperatorMetrics
-from vfio_operator.observed import DeviceRecord, Observed, Switchover
-from vfio_operator.plan import (
-    PREPARE_SECONDS,
+from vfio_operator.actions import (
     AddFinalizer,
     Claim,
     CreateSwitchover,
@@ -25,8 +19,13 @@ from vfio_operator.plan import (
     PersistPairs,
     Send,
     Unclaim,
-    wants_pre_copy,
 )
+from vfio_operator.channel import Agents
+from vfio_operator.kube import OperatorApi
+from vfio_operator.leader import Leadership
+from vfio_operator.metrics import OperatorMetrics
+from vfio_operator.observed import DeviceRecord, Observed, Switchover
+from vfio_operator.plan import PREPARE_SECONDS, wants_pre_copy
 
 log = structlog.get_logger()
 MAX_ATTEMPTS = 6

@@ -13,14 +13,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from vfio_api.errors import Reason
 from vfio_api.types import Failure, MigrationKey, Role
 from vfio_operator import observe
-from vfio_operator.channel import Agents
-from vfio_operator.clockwork import Clockwork
-from vfio_operator.execute import Executor, Memory
-from vfio_operator.kube import OperatorApi, brief
-from vfio_operator.leader import Leadership
-from vfio_operator.metrics import OperatorMetrics
-from vfio_operator.observed import DeviceRecord, Observed, Pair, Participant
-from vfio_operator.plan import (
+from vfio_operator.actions import (
     AddFinalizer,
     Claim,
     CreateSwitchover,
@@ -30,10 +23,15 @@ from vfio_operator.plan import (
     Plan,
     Send,
     Unclaim,
-    first_failure,
-    plan,
-    rolls_back,
 )
+from vfio_operator.channel import Agents
+from vfio_operator.clockwork import Clockwork
+from vfio_operator.execute import Executor, Memory
+from vfio_operator.kube import OperatorApi, brief
+from vfio_operator.leader import Leadership
+from vfio_operator.metrics import OperatorMetrics
+from vfio_operator.observed import DeviceRecord, Observed, Pair, Participant
+from vfio_operator.plan import first_failure, plan, rolls_back
 from vfio_operator.publish import Publisher
 
 log = structlog.get_logger()

@@ -10,96 +10,30 @@ sources.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from vfio_api.device import MigrationFlags
 from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
 from vfio_api.types import Failure, Goal, Outcome, Role
+from vfio_operator.actions import (
+    Action,
+    AddFinalizer,
+    Claim,
+    CreateSwitchover,
+    Decide,
+    Finish,
+    PersistPairs,
+    Plan,
+    Send,
+    Step,
+    Unclaim,
+)
 from vfio_operator.forecast import converged
 from vfio_operator.observed import Observed, Participant, has_reached
 from vfio_operator.resolve import refusal
 
 PREPARE_SECONDS = 60.0
 RELEASE_SECONDS = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class AddFinalizer:
-    """Put our finalizer on the migration."""
-
-
-@dataclass(frozen=True, slots=True)
-class PersistPairs:
-    """Write the resolved pairs into the migration's status: replay needs them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Reserve these devices (node, address) by compare-and-set."""
-
-    devices: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Tell a participant to be in `goal`."""
-
-    node: str
-    role: Role
-    goal: Goal
-    decision: Outcome | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CreateSwitchover:
-    """Create the VFIOSwitchover: the durable intent to switch over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decide:
-    """Write the decision; what is then read back rules."""
-
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Unclaim:
-    """Give the reserved devices free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Write the terminal status, then drop the finalizer."""
-
-    phase: Phase
-    failure: Failure | None = None
-
-
-Action = AddFinalizer | PersistPairs | Claim | Send | CreateSwitchover | Decide | Unclaim | Finish
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The step we are at, what to do now, and how long the step may take (seconds; 0: as long as it takes)."""
-
-    step: str
-    phase: Phase
-    actions: tuple[Action, ...]
-    sentence: str
-    timeout_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One rung of a ladder."""
-
-    name: str
-    phase: Phase
-    done: Callable[[Observed], bool]
-    actions: Callable[[Observed], tuple[Action, ...]]
-    sentence: str
-    timeout: Callable[[Observed], float] = lambda _o: 0.0
 
 
 # Right after an election agents have not dialled yet: these refusals may be premature.

@@ -9,10 +9,10 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api.types import MigrationKey
 from vfio_operator import status
+from vfio_operator.actions import Finish, Plan
 from vfio_operator.kube import OperatorApi, brief, now
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import Observed
-from vfio_operator.plan import Finish, Plan
 from vfio_operator.status import Json, Measured
 
 log = structlog.get_logger()

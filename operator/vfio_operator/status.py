@@ -6,9 +6,9 @@ from typing import Any
 from vfio_api.device import DeviceState, MigrationFlags
 from vfio_api.models_status import Phase
 from vfio_api.types import DeviceReport, Failure, Goal, Outcome, Role
+from vfio_operator.actions import Finish, Plan
 from vfio_operator.forecast import converged, predicted_downtime_microseconds
 from vfio_operator.observed import Observed, has_reached
-from vfio_operator.plan import Finish, Plan
 
 Json = dict[str, Any]
 
@@ -101,7 +101,7 @@ def _facts(observed: Observed, plan: Plan, finish: Finish | None) -> dict[str, t
     failure = finish.failure if finish else None
     detail = _detail(failure) if failure else plan.sentence
     succeeded = "Unknown" if finish is None else str(finish.phase is Phase.SUCCEEDED)
-    reason = failure.reason.value if failure else ("Succeeded" if finish else "InProgress")
+    reason = failure.reason.value if failure else (finish.phase.value if finish else "InProgress")
     if plan.step == "Refused" and failure is not None:
         validated = ("False", failure.reason.value, detail)
     elif observed.pairs:

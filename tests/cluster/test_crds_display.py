@@ -93,7 +93,6 @@ def test_columns_of_a_device(namespace: Plane) -> None:
         "NODE": "node-a",
         "DEVICE": "0000:3b:00.7",
         "DRIVER": "mlx5_vfio_pci",
-        "FLAGS": '["STOP_COPY","P2P"]',
         "STATE": "RUNNING",
         "HOLDER": "pod default/vm-0",
         "CLAIM": "m-u1",

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 
 from devtools.kernel_workload import KernelLog
 from devtools.mtty_trace import Outcome, parse_driver_trace
@@ -96,7 +97,7 @@ class Subject:
             states = (start, *path(start, wanted, self.flags))
         except IllegalArcError:
             return Answer(errno.EINVAL, False, (), start.name)
-        steps = list(zip(states, states[1:], strict=False))
+        steps = list(pairwise(states))
         data_fd = bool(steps) and steps[-1] in DATA_FD_ARCS
         return Answer(0, data_fd, tuple(f"{old.name} -> {new.name}" for old, new in steps), wanted.name)
 

@@ -234,13 +234,20 @@ def test_after_failures_the_same_devices_migrate(stack: KernelStack) -> None:
 
 def test_source_in_error_ends_as_state_lost(stack: KernelStack) -> None:
     source, target = sides(stack, LOST)
-    source.mark(100)
-    broken = source.devices[0]
+    marks = source.mark(100)
+    broken, peer = source.devices
     source.node.workload.arm_fault(DeviceState.PRE_COPY_P2P, DeviceState.STOP_COPY, Fault.ERROR, device=broken)
     found = migrate(stack, source, target)
     succeeded = condition(found, "Succeeded")
     assert (succeeded["status"], succeeded["reason"]) == ("False", "SourceStateLost")
     assert broken in succeeded["message"]
+    stack.settled(source.ends, target.ends)
+    arcs = source.arcs()
+    way_back = [(arc.device, arc.new, arc.outcome) for arc in arcs]
+    quiet = way_back.index((peer, "RUNNING_P2P", Outcome.TAKEN))
+    assert quiet < way_back.index((broken, "RUNNING", Outcome.RESET))  # its peer could not reach it then
+    assert states(arcs, peer)[-1] == "RUNNING"
+    assert source.node.workload.read(peer) == marks[1]
     for arc in target.arcs():  # what was half loaded never ran
         assert (arc.old, arc.new) not in (("STOP", "RUNNING_P2P"), ("RUNNING_P2P", "RUNNING"))
 

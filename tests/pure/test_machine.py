@@ -12,7 +12,8 @@ from vfio_api.device import RUNS, DeviceState, MigrationFlags, path, supports
 from vfio_api.errors import CommandError, Reason
 from vfio_api.types import Command, Goal, MigrationKey, Outcome, Role
 
-S, F = DeviceState, MigrationFlags
+S = DeviceState
+F = MigrationFlags
 KEY = MigrationKey("5b2d", "team", "move")
 STOP_COPY_ONLY = F.STOP_COPY
 P2P = F.STOP_COPY | F.P2P
@@ -76,7 +77,13 @@ def sets_of_two() -> Iterator[tuple[DeviceFacts, DeviceFacts]]:
         (Role.SOURCE, Goal.STOP_COPY, S.PRE_COPY, PRE_COPY, (("barrier_b", S.STOP_COPY),)),
         (Role.SOURCE, Goal.STOP_COPY, S.STOP_COPY, ALL, ()),
         (Role.SOURCE, Goal.RUNNING_P2P, S.STOP_COPY, ALL, (("rollback_p2p", S.RUNNING_P2P),)),
-        (Role.SOURCE, Goal.RUNNING_P2P, S.PRE_COPY, ALL, (("rollback_p2p", S.RUNNING_P2P),)),
+        (
+            Role.SOURCE,
+            Goal.RUNNING_P2P,
+            S.PRE_COPY,
+            ALL,
+            (("rollback_quiesce", S.PRE_COPY_P2P), ("rollback_p2p", S.RUNNING_P2P)),
+        ),
         (Role.SOURCE, Goal.RUNNING_P2P, S.RUNNING, ALL, ()),
         (Role.SOURCE, Goal.RUNNING_P2P, S.STOP_COPY, STOP_COPY_ONLY, ()),
         (
@@ -113,6 +120,28 @@ def test_pre_copy_is_left_out_when_it_is_not_wanted() -> None:
     assert planned(Role.SOURCE, Goal.STOP_COPY, device(S.RUNNING), pre_copy=False) == (
         ("barrier_a", {"a": S.RUNNING_P2P}),
         ("barrier_b", {"a": S.STOP_COPY}),
+    )
+
+
+def test_a_rollback_before_anything_was_quiesced_disturbs_nothing() -> None:
+    devices = device(S.RUNNING, ALL, "a"), device(S.RUNNING, P2P, "b")
+    assert planned(Role.SOURCE, Goal.RUNNING_P2P, *devices) == planned(Role.SOURCE, Goal.RUNNING, *devices) == ()
+
+
+def test_a_rollback_quiesces_a_device_that_runs_before_another_is_started() -> None:
+    devices = device(S.PRE_COPY, ALL, "a"), device(S.RUNNING, ALL, "b"), device(S.STOP_COPY, ALL, "c")
+    assert planned(Role.SOURCE, Goal.RUNNING, *devices) == (
+        ("rollback_quiesce", {"a": S.PRE_COPY_P2P, "b": S.RUNNING_P2P}),
+        ("rollback_p2p", {"a": S.RUNNING_P2P, "c": S.RUNNING_P2P}),
+        ("rollback_running", {"a": S.RUNNING, "b": S.RUNNING, "c": S.RUNNING}),
+    )
+
+
+def test_a_rollback_leaves_a_device_in_error_to_its_reset() -> None:
+    devices = device(S.ERROR, ALL, "a"), device(S.STOP_COPY, ALL, "b")
+    assert planned(Role.SOURCE, Goal.RUNNING, *devices) == (
+        ("rollback_p2p", {"b": S.RUNNING_P2P}),
+        ("rollback_running", {"b": S.RUNNING}),
     )
 
 
@@ -153,7 +182,7 @@ def test_no_device_of_a_set_stops_or_starts_before_all_are_in_the_p2p_state() ->
 def test_mutant_a_table_without_its_p2p_waypoint_is_caught(
     monkeypatch: pytest.MonkeyPatch, goal: tuple[Role, Goal]
 ) -> None:
-    monkeypatch.setattr(machine, "WAYPOINTS", {**machine.WAYPOINTS, goal: machine.WAYPOINTS[goal][1:]})
+    monkeypatch.setattr(machine, "WAYPOINTS", {**machine.WAYPOINTS, goal: machine.WAYPOINTS[goal][-1:]})
     assert barrier_breaks()
 
 

@@ -9,6 +9,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 from hypothesis import example, given, settings
@@ -516,7 +517,7 @@ class World:
             if agent.busy():
                 can.append(agent.advance)
             if agent.outbox:
-                can.append(lambda a=agent, n=node: self._deliver(a, n))
+                can.append(partial(self._deliver, agent, node))
         return can
 
     def _deliver(self, agent: FakeAgent, node: str) -> None:
@@ -815,7 +816,7 @@ def test_an_agent_restarted_at_any_moment_ends_on_exactly_one_side(shape: str) -
     def attempt(world: World, moment: int) -> None:
         for node in world.agents:
             again = World(world.pairs)
-            again.run(at(moment, lambda w=again, n=node: w.restart_agent(n)))
+            again.run(at(moment, partial(again.restart_agent, node)))
             assert again.check_end() in (Phase.SUCCEEDED, Phase.FAILED)
 
     assert sweep(shape, attempt) == {}
@@ -861,7 +862,7 @@ def ends_with_a_device_in_error(role: Role) -> Iterator[tuple[World, Finish]]:
     """Runs in which a device of that side falls into ERROR before the decision."""
     for moment in range(1, 13):
         world = World(ONE_TO_ONE, faults={moment}, to_error=True)
-        broken = []
+        broken: list[FakeDevice] = []
         world.broke = broken.append
         finish = world.run()
         if world.etcd.switchover.decision is not Outcome.COMMIT and broken and broken[0].role is role:

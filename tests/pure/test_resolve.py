@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ GPU0 = Pair("gpu0", "node-a", "0000:3b:00.2", "node-b", "0000:5e:00.2")
 GPU1 = Pair("gpu1", "node-a", "0000:3b:00.3", "node-b", "0000:5e:00.3")
 
 
-def record(node: str, address: str, **changes: object) -> DeviceRecord:
+def record(node: str, address: str, **changes: Any) -> DeviceRecord:
     holder = "workload" if node == "node-a" else ""
     made = DeviceRecord(f"{node}-{address}", node, address, "mlx5_vfio_pci", "15b3:101e", ALL, True, holder)
     return replace(made, **changes)

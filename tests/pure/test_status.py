@@ -214,7 +214,7 @@ def test_256_pairs_with_long_names_stay_below_200_kib() -> None:
         )
         for n in range(256)
     )
-    big = {"bytes_per_second": 10**11, "dirty_bytes": 10**15}
+    big: dict[str, Any] = {"bytes_per_second": 10**11, "dirty_bytes": 10**15}
     observed = picture(Goal.PRE_COPY, Goal.PREPARED, pairs=pairs, **big)
     failed = replace(observed, failure=replace(FAILURE, message="x" * 4096))
     measured = Measured(tuple(StepTiming(f"Step{n}", NOW, 10**9) for n in range(40)))
