@@ -10,7 +10,6 @@ guest's user network, and each other through a direct link. The driver's own log
 """
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -239,4 +238,8 @@ class KernelStack(Stack):
             claimed = any(found[key]["spec"].get("claimRef") for key in (*running, *free))
             return held.issuperset(running) and held.isdisjoint(free) and not claimed
 
-        self.wait_until(shown, f"{running} held and {free} free in the inventory: {json.dumps(self.get('vfd'))}")
+        try:
+            self.wait_until(shown, f"{running} held and {free} free in the inventory")
+        except TimeoutError as error:
+            error.add_note(self.kubectl("get", "vfd", "-o", "wide"))
+            raise

@@ -10,6 +10,7 @@ import structlog
 
 from vfio_operator import observe
 from vfio_operator.channel import Agents
+from vfio_operator.janitor import Janitor
 from vfio_operator.kube import OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
@@ -30,6 +31,7 @@ class Coordinator:
         self._bodies: dict[str, Mapping[str, Any]] = {}
         self._tasks: dict[str, tuple[MigrationTask, asyncio.Task[None]]] = {}
         self._context: Context | None = None
+        self._janitor: asyncio.Task[None] | None = None
 
     def device(self, body: Mapping[str, Any], *, deleted: bool) -> None:
         """A VFIODevice was seen."""
@@ -61,12 +63,17 @@ class Coordinator:
         self._metrics.epoch.set(self._leadership.epoch)
         for uid in list(self._bodies):
             self._ensure(uid)
+        janitor = Janitor(self._api, self.agents, inventory, self._tasks.__contains__)
+        self._janitor = asyncio.create_task(janitor.run(), name="janitor")
 
     async def stop(self) -> None:
         """End every task; each can be taken up from any point by the next leader."""
         self._context = None
         self._metrics.leader.set(0)
         tasks = [task for _, task in self._tasks.values()]
+        if self._janitor is not None:
+            self._janitor.cancel()
+            tasks.append(self._janitor)
         for migration, task in self._tasks.values():
             migration.stop()
             task.cancel()

@@ -137,3 +137,24 @@ def test_an_agent_killed_in_pre_copy_rolls_back(world: World) -> None:
         assert found["status"]["phase"] == "Failed"
         assert condition(found, "Succeeded")["reason"] in ("AgentRestarted", "StreamBroken", "FrameInvalid")
         assert_sources_run_on(world)
+
+
+def test_a_claim_of_a_migration_that_never_was_is_freed_and_one_that_is_needed_stays(world: World) -> None:
+    with world.workload("node-a", ["sim0"]):
+        world.apply(migration("needs", pairs(["sim0"]), strategy={"bandwidthLimitBytesPerSecond": 1 << 20}))
+        device = next(
+            d["metadata"]["name"]
+            for d in world.stack.get("vfd")["items"]
+            if (d["spec"]["nodeName"], d["spec"]["address"]) == ("node-b", "sim3")
+        )
+        claim = (
+            '{"spec":{"claimRef":{"namespace":"default","name":"ghost","uid":"00000000-0000-0000-0000-000000000000"}}}'
+        )
+        world.stack.kubectl("patch", "vfd", device, "--type=merge", "-p", claim)
+        world.stack.wait_until(
+            lambda: "claimRef" not in world.stack.get("vfd", device)["spec"], "the ghost's claim is freed"
+        )
+        claimed = [d["spec"]["address"] for d in world.stack.get("vfd")["items"] if "claimRef" in d["spec"]]
+        assert claimed == ["sim0", "sim0"]
+        world.stack.kubectl("patch", "vfm", "needs", "--type=merge", "-p", '{"spec":{"cancel":true}}')
+        assert world.finished("needs")["status"]["phase"] == "Cancelled"
