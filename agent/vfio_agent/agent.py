@@ -141,6 +141,8 @@ class Agent:
 
     def reports(self) -> tuple[SessionReport, ...]:
         """Every session as it is now, for Hello."""
+        for identity in self._sessions:  # what was queued of them is older than what is said now
+            self._dirty.pop(identity, None)
         return tuple(session.report() for session in self._sessions.values())
 
     async def next_reports(self) -> list[SessionReport]:

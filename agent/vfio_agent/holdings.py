@@ -4,6 +4,7 @@ A held device has an incarnation: node boot ID plus a number for this opening. A
 one incarnation and mean nothing for another.
 """
 
+import os
 import secrets
 import threading
 from collections.abc import Mapping
@@ -43,12 +44,14 @@ class Holdings:
 
     def restore(self) -> None:
         """Take back from the keeper what an earlier agent of this boot held. Raises KeeperError."""
-        for address, meta in self._keeper.held().items():
+        for address in self._keeper.held():
+            meta, fds = self._keeper.take(address)
             backend = self._backends.get(str(meta.get("backend")))
             if backend is None:
                 log.warning("held device has no backend here", device=address, backend=meta.get("backend"))
+                for fd in fds:
+                    os.close(fd)
                 continue
-            _, fds = self._keeper.take(address)
             device = backend.adopt(address, fds)
             with self._lock:
                 self._held[address] = Held(

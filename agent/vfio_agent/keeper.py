@@ -42,7 +42,7 @@ class Keeper:
         for fd in fds:
             os.close(fd)
         if operation == "list":
-            return {"devices": {held: meta for held, (meta, _) in self._held.items()}}, []
+            return {"devices": list(self._held)}, []
         if name not in self._held:
             return {"error": f"{name} is not held here"}, []
         if operation == "take":
@@ -92,9 +92,9 @@ class KeeperClient:
         """Close the keeper's fds of a device."""
         self._ask({"op": "drop", "name": name})
 
-    def held(self) -> dict[str, Json]:
-        """Name -> meta of everything held."""
-        devices: dict[str, Json] = self._ask({"op": "list"})[0]["devices"]
+    def held(self) -> list[str]:
+        """The names of everything held."""
+        devices: list[str] = self._ask({"op": "list"})[0]["devices"]
         return devices
 
     def _ask(self, request: Json, fds: list[int] | None = None) -> tuple[Json, list[int]]:
@@ -148,7 +148,12 @@ def main() -> None:
     parser.add_argument("--exit-on-stdin-eof", action="store_true", help="end with the parent, for tests")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    arguments.socket.unlink(missing_ok=True)
+    try:
+        KeeperClient(arguments.socket, 1.0).held()
+    except KeeperError:
+        arguments.socket.unlink(missing_ok=True)
+    else:
+        sys.exit(f"vfio-keeper: another keeper serves {arguments.socket} and may hold devices: stop that one first")
     keeper, selector = Keeper(), selectors.DefaultSelector()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(arguments.socket))

@@ -31,6 +31,7 @@ from vfio_api.types import (
     Goal,
     MigrationKey,
     Role,
+    SessionDevice,
     SessionReport,
     SessionSpec,
     Timing,
@@ -59,6 +60,7 @@ class Session:
         self.identity: Identity = new_identity(f"{key.uid}.{facts.role}")
         self.reached: Goal | None = None
         self.failure: Failure | None = None
+        self.cause: Failure | None = None  # what made it turn back
         self.ended = False
         self._states: dict[str, DeviceState] = {}
         self._held: dict[str, Held] = {}
@@ -127,6 +129,7 @@ class Session:
         if self.failure is not None and command.goal in machine.SOURCE_FORWARD:
             return  # reported already; the operator decides what now
         if command.goal in machine.ROLLBACK:
+            self.cause = self.failure or self.cause
             self.failure = None  # a new attempt to get back is judged by its own outcome
         await self.side.before(command)
         for planned in machine.rounds(self.facts.role, command.goal, self._device_facts(), pre_copy=self.spec.pre_copy):
@@ -228,7 +231,12 @@ class Session:
     def refresh(self) -> None:
         """Read every device's state back; blocking."""
         for name, held in self._held.items():
-            self._states[name] = read_state(held)
+            with held.lock:  # an arc that outlived its deadline may still be under way
+                self._states[name] = read_state(held)
+
+    def held_devices(self) -> tuple[SessionDevice, ...]:
+        """The devices of the migration that are held here."""
+        return tuple(device for device in self.spec.devices if device.name in self._held)
 
     def _device_facts(self) -> tuple[DeviceFacts, ...]:
         return tuple(DeviceFacts(n, self.state(n), h.flags) for n, h in self._held.items())

@@ -119,8 +119,10 @@ class SourceSide:
 
     def _reset_lost(self) -> None:
         """Peers run again: a device that fell into ERROR is reset, which erases it, and that is said."""
-        for device in self._session.spec.devices:
+        for device in self._session.held_devices():
             if self._session.state(device.name) is DeviceState.ERROR:
+                cause = self._session.cause
+                cause = cause if cause and cause.device == device.name else None
                 self._session.reset(device.name)
                 self._session.fail(
                     DeviceError(
@@ -128,6 +130,8 @@ class SourceSide:
                         "leads out of it, and it erased the device's state: its workload must set it up anew",
                         reason=Reason.SOURCE_STATE_LOST,
                         device=device.name,
+                        arc=cause.arc if cause else "",
+                        errno=cause.errno if cause else 0,
                     )
                 )
 
@@ -291,7 +295,7 @@ class TargetSide:
 
 def raise_unless_running(session: "Session") -> None:
     """Without a Commit a source is released only when every device runs. Raises DeviceError."""
-    for device in session.spec.devices:
+    for device in session.held_devices():
         state = session.state(device.name)
         if state is not DeviceState.RUNNING:
             raise DeviceError(

@@ -26,6 +26,7 @@ MAX_DEVICES = 256
 MAX_SESSIONS = 256
 MAX_TIMINGS = 1024  # a target session times every device's load, and its barriers
 MAX_TEXT = 4096
+KNOWN_FLAGS = sum(MigrationFlags)
 MAX_CERTIFICATE = 8192
 # 256 device reports with long names stay well below this.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -177,7 +178,7 @@ def _device_from_wire(d: pb.DeviceReport) -> DeviceReport:
         name=_text(d.name, "name"),
         address=_text(d.address, "address"),
         state=DeviceState(d.state),
-        flags=MigrationFlags(d.flags),
+        flags=MigrationFlags(d.flags & KNOWN_FLAGS),
         stop_copy_bytes=d.stop_copy_bytes,
         initial_bytes=d.initial_bytes,
         dirty_bytes=d.dirty_bytes,

@@ -6,15 +6,16 @@ that the token is bound to. One agent instance per node: a second one is refused
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api import PROTOCOL_VERSION, wire
+from vfio_api.errors import Reason
 from vfio_api.names import AGENT_SERVICE_ACCOUNT
-from vfio_api.types import AgentHello, Command, Role, SessionReport
+from vfio_api.types import AgentHello, Command, Goal, Role, SessionReport
 from vfio_api.v1 import agent_pb2 as pb
 from vfio_api.v1 import agent_pb2_grpc
 from vfio_operator.kube import Caller, OperatorApi
@@ -74,6 +75,18 @@ class Agents:
         """The last report of a session."""
         return self._reports.get((node, uid, role))
 
+    def highest_sequence(self, uid: str) -> int:
+        """The highest sequence number that any agent has seen for a migration."""
+        return max((report.sequence for key, report in self._reports.items() if key[1] == uid), default=0)
+
+    def orphans(self, active: Callable[[str], bool]) -> list[tuple[str, SessionReport]]:
+        """(node, session) of connected agents for migrations that have no task and are not released."""
+        return [
+            (node, report)
+            for (node, uid, _), report in self._reports.items()
+            if node in self._streams and report.reached is not Goal.RELEASED and not active(uid)
+        ]
+
     def forget(self, uid: str) -> None:
         """A migration has ended: drop its reports."""
         self._reports = {key: report for key, report in self._reports.items() if key[1] != uid}
@@ -90,8 +103,11 @@ class Agents:
             old.cancel()
         self._number += 1
         stream = self._streams[node] = AgentStream(node, pod, hello, self._number)
-        for report in hello.sessions:
-            self._reports[node, report.migration_uid, report.role] = report
+        there = {(node, report.migration_uid, report.role): report for report in hello.sessions}
+        # a session that the agent no longer knows is gone, unless its end was reported
+        self._reports = {
+            key: report for key, report in self._reports.items() if key[0] != node or report.reached is Goal.RELEASED
+        } | there
         self._metrics.agents.set(len(self._streams))
         self._woken("")
         return stream
@@ -105,6 +121,8 @@ class Agents:
 
     def reported(self, node: str, report: SessionReport) -> None:
         """A session changed."""
+        if report.failure is not None and report.failure.reason is Reason.STALE_EPOCH:
+            report = replace(report, failure=None)  # it refused a deposed leader: the session is well
         self._reports[node, report.migration_uid, report.role] = report
         self._woken(report.migration_uid)
 

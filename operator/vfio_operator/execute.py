@@ -52,6 +52,7 @@ class Memory:
     body: Mapping[str, Any]
     has_finalizer: bool = False
     pairs_persisted: bool = False
+    inherited: bool = False
     claims: set[str] = field(default_factory=set)
     switchover: Switchover = field(default_factory=Switchover)
     decision_by: str = ""

@@ -24,9 +24,9 @@ from vfio_operator.actions import (
     Send,
     Unclaim,
 )
-from vfio_operator.channel import Agents
+from vfio_operator.channel import Agents, AgentStream
 from vfio_operator.clockwork import Clockwork
-from vfio_operator.execute import Executor, Memory
+from vfio_operator.execute import Executor, Memory, Sent
 from vfio_operator.kube import OperatorApi, brief
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
@@ -36,7 +36,8 @@ from vfio_operator.publish import Publisher
 
 log = structlog.get_logger()
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 5.0
-IDLE_SECONDS = 1.0  # how often a plan is made again when nothing happens: deadlines and retries
+INVENTORY_SECONDS = 2.0
+IDLE_SECONDS = 0.5  # how often a plan is made again when nothing happens: deadlines and retries
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class MigrationTask:
         self._clockwork = Clockwork(context.metrics, key.uid)
         self._publisher = Publisher(context.api, context.metrics, key, body)
         self._nodes: frozenset[str] = frozenset()
+        self._inventory_settled_at = asyncio.get_running_loop().time() + INVENTORY_SECONDS
         self._log = log.bind(migration=str(key), uid=key.uid, epoch=context.leadership.epoch)
 
     def notice(self, body: Mapping[str, Any]) -> None:
@@ -130,7 +132,8 @@ class MigrationTask:
         """What an earlier leader has done: finalizer, pairs, claims, the switchover and its decision."""
         memory, api = self._memory, self._context.api
         memory.has_finalizer = observe.has_finalizer(memory.body)
-        memory.pairs_persisted = bool(observe.persisted_pairs(memory.body))
+        memory.pairs_persisted = memory.inherited = bool(observe.persisted_pairs(memory.body))
+        memory.sequence = self._context.agents.highest_sequence(self.key.uid)
         if memory.pairs_persisted:
             self._executor.read_back(await api.switchover(self.key))
         memory.claims.update(r.object_name for r in self._context.inventory.values() if r.claim_uid == self.key.uid)
@@ -159,6 +162,8 @@ class MigrationTask:
             converge_expired=self._clockwork.converge_expired(wish.strategy.convergence_timeout_seconds),
             exhausted=memory.exhausted,
             generation=memory.body["metadata"].get("generation", 1),
+            inherited=memory.inherited,
+            inventory_settled=asyncio.get_running_loop().time() >= self._inventory_settled_at,
             settled=asyncio.get_running_loop().time() >= context.settled_at,
         )
 
@@ -176,7 +181,7 @@ class MigrationTask:
                         node=node,
                         role=role,
                         connected=stream is not None,
-                        commanded=(node, role) in sent,
+                        commanded=_delivered(sent.get((node, role)), stream),
                         data_address=stream.hello.data_address if stream else "",
                         report=agents.report(node, self.key.uid, role),
                     )
@@ -229,7 +234,7 @@ class MigrationTask:
             return
         if not planned.timeout_seconds or self._clockwork.step_seconds() < planned.timeout_seconds:
             return
-        away = [p.node for p in observed.participants if p.touched and not p.connected]
+        away = [p.node for p in observed.participants if not p.connected and (p.touched or memory.inherited)]
         if not rolls_back(observed) and observed.switchover.decision is None and memory.failure is None:
             reason = Reason.AGENT_LOST if away else Reason.STEP_TIMEOUT
             who = f"; no connection to the agents of {', '.join(away)}" if away else ""
@@ -247,3 +252,8 @@ class MigrationTask:
         self._clockwork.finished(observed, finish)
         self._context.agents.forget(self.key.uid)
         self._log.info("finished", phase=finish.phase.value, message=planned.sentence)
+
+
+def _delivered(sent: Sent | None, stream: AgentStream | None) -> bool:
+    """Whether a command may have arrived: it was said, and not on a stream that has since been replaced."""
+    return sent is not None and (stream is None or sent.stream == stream.number)

@@ -93,7 +93,9 @@ class Observed:
     pairs are the persisted ones (empty before). claims: object names of the VFIODevices reserved by this migration.
     failure is the first thing that went wrong. converge_expired: pre-copy has lasted its limit. exhausted: a step
     after the decision failed so often that it is given up. settled: agents have had the time to dial this leader.
+    inventory_settled: they have had the time to publish what an earlier migration changed.
     generation: metadata.generation of the object that wish was read from.
+    inherited: an earlier leader may have commanded what this one knows nothing of.
     """
 
     key: MigrationKey
@@ -111,6 +113,8 @@ class Observed:
     exhausted: bool = False
     settled: bool = True
     generation: int = 1
+    inherited: bool = True
+    inventory_settled: bool = True
 
     def side(self, role: Role) -> tuple[Participant, ...]:
         """The participants of one side, by node name."""

@@ -9,6 +9,7 @@ Order rule: whatever makes the next step safe is above it. Sources are quiescent
 sources.
 """
 
+import itertools
 from collections.abc import Callable
 
 from vfio_api.device import MigrationFlags
@@ -36,21 +37,23 @@ PREPARE_SECONDS = 60.0
 RELEASE_SECONDS = 30.0
 
 
-# Right after an election agents have not dialled yet: these refusals may be premature.
-_MAY_APPEAR = (Reason.AGENT_NOT_CONNECTED, Reason.UNKNOWN_NODE, Reason.UNKNOWN_DEVICE)
+# Right after an election agents have not dialled yet; right after another migration the inventory may still show who
+# held a device before: these refusals may be premature.
+_MAY_CONNECT = (Reason.AGENT_NOT_CONNECTED, Reason.UNKNOWN_NODE)
+_MAY_CHANGE = (Reason.UNKNOWN_DEVICE, Reason.SOURCE_NOT_HELD, Reason.TARGET_HAS_HOLDER, Reason.DEVICE_NOT_MIGRATABLE)
 
 
 def plan(observed: Observed) -> Plan:
     """The next actions for `observed`. Total: every picture has a plan, and a finished one ends in Finish."""
     refused = _refusal(observed)
-    if refused is not None and refused.reason in _MAY_APPEAR and not observed.settled:
-        return Plan("AwaitAgents", Phase.PENDING, (), f"waiting for agents to connect: {refused.message}")
+    if refused is not None and _premature(observed, refused):
+        return Plan("AwaitInventory", Phase.PENDING, (), f"waiting for the inventory: {refused.message}")
     if refused is not None:
         return Plan("Refused", Phase.FAILED, (Finish(Phase.FAILED, refused),), refused.message)
     back = rolls_back(observed)
     if observed.exhausted:
         return _give_up(observed)
-    for step in ROLLBACK if back else FORWARD:
+    for step in ladder(observed):
         if not step.done(observed):
             return Plan(
                 step.name,
@@ -64,6 +67,21 @@ def plan(observed: Observed) -> Plan:
     end = Phase.CANCELLED if _cancelled(observed) else Phase.FAILED
     failure = first_failure(observed)
     return Plan("Finish", end, (Finish(end, failure),), failure.message if failure else "rolled back")
+
+
+def _premature(observed: Observed, refused: Failure) -> bool:
+    if refused.reason in _MAY_CONNECT:
+        return not observed.settled
+    return refused.reason in _MAY_CHANGE and not observed.inventory_settled
+
+
+def ladder(observed: Observed) -> tuple[Step, ...]:
+    """The steps that count now. After Commit nothing above the decision is looked at again."""
+    if rolls_back(observed):
+        return ROLLBACK
+    if observed.switchover.decision is Outcome.COMMIT:
+        return tuple(itertools.dropwhile(lambda step: step.name != "Decide", FORWARD))
+    return FORWARD
 
 
 def rolls_back(observed: Observed) -> bool:
@@ -124,7 +142,7 @@ def _all(role: Role, goal: Goal) -> Callable[[Observed], bool]:
         side = observed.side(role)
         # after Commit a session that was released has been through everything before
         committed = observed.switchover.decision is Outcome.COMMIT
-        return bool(side) and all(has_reached(p, goal) or (committed and _gone(p)) for p in side)
+        return bool(side) and all(has_reached(p, goal) or (committed and (_gone(p) or _absent(p))) for p in side)
 
     return done
 
@@ -134,7 +152,9 @@ def _tell(role: Role, goal: Goal) -> Callable[[Observed], tuple[Action, ...]]:
         return tuple(
             Send(p.node, role, goal, observed.switchover.decision)
             for p in observed.side(role)
-            if not has_reached(p, goal) and not _gone(p)
+            if not has_reached(p, goal)
+            and not _gone(p)
+            and not (observed.switchover.decision is Outcome.COMMIT and _absent(p))
         )
 
     return actions
@@ -145,7 +165,7 @@ def _tell_touched(role: Role, goal: Goal) -> Callable[[Observed], tuple[Action, 
         return tuple(
             Send(p.node, role, goal, observed.switchover.decision)
             for p in observed.side(role)
-            if p.touched and not has_reached(p, goal) and not _gone(p)
+            if _may_hold(observed, p) and not has_reached(p, goal) and not _gone(p)
         )
 
     return actions
@@ -153,7 +173,7 @@ def _tell_touched(role: Role, goal: Goal) -> Callable[[Observed], tuple[Action, 
 
 def _all_touched(role: Role, goal: Goal) -> Callable[[Observed], bool]:
     def done(observed: Observed) -> bool:
-        return all(has_reached(p, goal) or _gone(p) for p in observed.side(role) if p.touched)
+        return all(has_reached(p, goal) or _gone(p) for p in observed.side(role) if _may_hold(observed, p))
 
     return done
 
@@ -161,6 +181,17 @@ def _all_touched(role: Role, goal: Goal) -> Callable[[Observed], bool]:
 def _gone(participant: Participant) -> bool:
     """Released already: what it says now is only that."""
     return participant.report is not None and participant.report.reached is Goal.RELEASED
+
+
+def _absent(participant: Participant) -> bool:
+    """Connected, and said in its Hello that it has no session (any more)."""
+    return participant.connected and participant.report is None
+
+
+def _may_hold(observed: Observed, participant: Participant) -> bool:
+    """An agent that has not dialled this leader yet may hold anything that an earlier leader commanded."""
+    begun = bool(observed.claims) or observed.switchover.exists
+    return participant.touched or (observed.inherited and begun and not participant.connected)
 
 
 def _targets_blank(observed: Observed) -> bool:
@@ -187,7 +218,7 @@ def _p2p_started(observed: Observed) -> bool:
 
 
 def _p2p_restored(observed: Observed) -> bool:
-    touched = [p for p in observed.side(Role.SOURCE) if p.touched]
+    touched = [p for p in observed.side(Role.SOURCE) if _may_hold(observed, p)]
     return len(touched) < 2 or _all_touched(Role.SOURCE, Goal.RUNNING_P2P)(observed)
 
 

@@ -27,10 +27,13 @@ def figures(pytestconfig: pytest.Config) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def session_stack(figures: dict[str, str]) -> Iterator[KernelStack]:
     began = time.monotonic()
+    stack, missing = None, ""
     try:
         stack = KernelStack(DEVICES)
     except (MissingToolError, PackageError, KernelBuildError, PatchError) as error:
-        pytest.fail(f"the kernel tests need QEMU guests, which cannot be had here: {error}", pytrace=False)
+        missing = str(error)
+    if stack is None:  # out of the handler, so that the one line is all there is to read
+        pytest.fail(f"the kernel tests need QEMU guests, which cannot be had here: {missing}", pytrace=False)
     with stack:
         figures["start-up"] = f"{time.monotonic() - began:.1f} s for two guests, their agents and the operator"
         yield stack

@@ -654,7 +654,6 @@ def test_a_target_in_use_is_refused_and_left_alone(nodes: tuple[Node, Node]) -> 
     play(nodes, scene)
 
 
-@pytest.mark.xfail(strict=True, reason="sides: a device that was never held is taken for one in ERROR")
 def test_a_source_that_is_not_held_is_refused_and_can_be_given_up(nodes: tuple[Node, Node]) -> None:
     async def scene(operator: Operator) -> None:
         operator.source.holdings.release("sim1")

@@ -248,12 +248,19 @@ def test_what_can_be_done_is_not_refused(observed: Observed) -> None:
     assert refusal(observed) is None
 
 
-@pytest.mark.parametrize("case", ["unknown node", "agent not connected", "unknown source"])
-def test_what_may_still_appear_is_awaited_until_agents_had_the_time_to_dial(case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "unsettled"),
+    [
+        ("unknown node", {"settled": False}),
+        ("agent not connected", {"settled": False}),
+        ("unknown source", {"inventory_settled": False}),
+    ],
+)
+def test_what_may_still_appear_is_awaited_for_a_moment(case: str, unsettled: dict[str, bool]) -> None:
     make, _, message = REFUSALS[case]
-    planned = plan(replace(make(), settled=False))
-    assert (planned.step, planned.actions) == ("AwaitAgents", ())
-    assert planned.sentence == f"waiting for agents to connect: {message}"
+    planned = plan(replace(make(), **unsettled))
+    assert (planned.step, planned.actions) == ("AwaitInventory", ())
+    assert planned.sentence == f"waiting for the inventory: {message}"
 
 
 def test_a_refusal_does_not_stop_what_has_begun() -> None:
