@@ -27,7 +27,7 @@ from vfio_agent.frames import (
     parse_hello,
     parse_preamble,
 )
-from vfio_api.errors import DeviceError, Reason, StreamError, VFIOMigrationError
+from vfio_api.errors import DeviceError, FrameError, Reason, StreamError, VFIOMigrationError
 
 log = structlog.get_logger()
 HANDSHAKE_SECONDS = 10.0
@@ -221,9 +221,8 @@ def _read_exactly(sock: socket.socket, into: _Buffer) -> _Buffer:
     while filled < len(view):
         count = sock.recv_into(view[filled:])
         if count == 0:
-            raise StreamError(
-                f"the data stream was truncated: {filled} of {len(view)} bytes of a frame came",
-                reason=Reason.FRAME_INVALID,
-            )
+            if not filled:
+                raise StreamError("the source closed the data stream before its end; its agent's log says why")
+            raise FrameError(f"the data stream was truncated: {filled} of {len(view)} bytes of a frame came")
         filled += count
     return into

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     SWITCHOVER_TIMEOUT = "SwitchoverTimeout"
     AGENT_LOST = "AgentLost"
     AGENT_RESTARTED = "AgentRestarted"
+    OPERATOR_RESTARTED = "OperatorRestarted"
     STALE_EPOCH = "StaleEpoch"
     COMMAND_REFUSED = "CommandRefused"
     FRAME_INVALID = "FrameInvalid"

@@ -40,7 +40,7 @@ class Sent:
     goal: Goal
     decision: Outcome | None
     stream: int
-    sequence: int
+    number: tuple[int, int]  # epoch and sequence of the command
     attempts: int = 1
     retry_at: float = 0.0
 
@@ -167,7 +167,8 @@ class Executor:
             stream.number,
         ):
             report = self._agents.report(action.node, observed.key.uid, action.role)
-            if report is None or report.failure is None or report.sequence < last.sequence:
+            # a failure that was reported before the last command arrived says nothing of that command
+            if report is None or report.failure is None or (report.epoch, report.sequence) < last.number:
                 return
             if now < last.retry_at:
                 return
@@ -177,9 +178,8 @@ class Executor:
                 return
         self._memory.sequence += 1
         retry_at = now + FIRST_RETRY_SECONDS * 2**attempts
-        self._memory.sent[identity] = Sent(
-            action.goal, action.decision, stream.number, self._memory.sequence, attempts, retry_at
-        )
+        number = (self._leadership.epoch, self._memory.sequence)
+        self._memory.sent[identity] = Sent(action.goal, action.decision, stream.number, number, attempts, retry_at)
         self._agents.send(action.node, self._command(observed, action))
 
     def _command(self, observed: Observed, action: Send) -> Command:

@@ -143,8 +143,10 @@ def has_reached(participant: Participant, goal: Goal) -> bool:
     report = participant.report
     if report is None or report.reached is None:
         return False
-    if goal is Goal.RELEASED or report.reached is Goal.RELEASED:
+    if goal is Goal.RELEASED:
         return report.reached is Goal.RELEASED
+    if report.reached is Goal.RELEASED:
+        return False  # it is nowhere any more
     back = participant.role is Role.SOURCE and goal in (Goal.RUNNING_P2P, Goal.RUNNING)
     if participant.role is Role.SOURCE and back != (report.reached in (Goal.RUNNING_P2P, Goal.RUNNING)):
         return False

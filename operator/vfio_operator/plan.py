@@ -88,9 +88,7 @@ def rolls_back(observed: Observed) -> bool:
     """Whether the way is back. A decision rules alone; without one, any failure, cancellation or turned source."""
     if observed.switchover.decision is not None:
         return observed.switchover.decision is Outcome.ABORT
-    if first_failure(observed) is not None:
-        return True
-    return any(p.report is not None and p.report.backward for p in observed.participants)
+    return first_failure(observed) is not None
 
 
 def first_failure(observed: Observed) -> Failure | None:
@@ -107,6 +105,11 @@ def first_failure(observed: Observed) -> Failure | None:
     if observed.wish.cancel or observed.wish.deleted:
         what = "spec.cancel was set" if observed.wish.cancel else "the VFIOMigration was deleted"
         return Failure(Reason.CANCELLED, f"{what} before the decision; every source runs on")
+    if any(p.report is not None and p.report.backward for p in observed.participants):
+        return Failure(
+            Reason.OPERATOR_RESTARTED,
+            "an earlier leader was rolling this migration back when it ended; its log and the Events say why",
+        )
     return None
 
 

@@ -317,7 +317,7 @@ def assert_nothing_lost(operator: Operator, role: Role) -> None:
 
 def assert_targets_blank(operator: Operator) -> None:
     assert operator.target.holdings.all() == {}
-    assert operator.target.keeper.held() == {}
+    assert operator.target.keeper.held() == []
     for n in range(COUNT):
         with SimulatedBackend(operator.target.node.directory / "sim.sock").open(f"sim{n}") as device:
             assert device.state() is S.RUNNING

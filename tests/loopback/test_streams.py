@@ -34,7 +34,7 @@ from vfio_agent.frames import (
 from vfio_agent.ratelimit import TokenBucket
 from vfio_agent.receiver import DataServer, Expected, Inlet
 from vfio_agent.sender import Sender
-from vfio_api.errors import DeviceError, Reason, StreamError, VFIOMigrationError
+from vfio_api.errors import DeviceError, FrameError, Reason, StreamError, VFIOMigrationError
 
 MIB = 1 << 20
 PATIENCE = 20.0  # a test that waits longer than this has failed; nothing is measured against it
@@ -436,7 +436,6 @@ class RawSource:
 @pytest.mark.parametrize(
     ("sent", "message"),
     [
-        (b"", "truncated: 0 of 8 bytes"),
         (HEADER.pack(FrameType.DATA, 10)[:5], "truncated: 5 of 8 bytes"),
         (HEADER.pack(FrameType.DATA, 10) + b"abc", "truncated: 3 of 10 bytes"),
         (HEADER.pack(FrameType.DATA, MAX_DATA + 1), "allowed are 1 to 1048576"),
@@ -453,10 +452,20 @@ def test_a_stream_that_is_cut_or_wrong_fails_the_inlet(bench: Bench, sent: bytes
         tls.sendall(sent)
         tls.shutdown(socket.SHUT_WR)
     error = target.end()
-    assert isinstance(error, StreamError)
+    assert isinstance(error, FrameError)
     assert message in error.message
     assert (error.reason, error.device) == (Reason.FRAME_INVALID, "gpu0")
     assert target.ended.empty()
+
+
+def test_a_stream_that_ends_between_frames_is_a_broken_one(bench: Bench) -> None:
+    target = bench.target()
+    with RawSource(bench, target) as tls:
+        tls.shutdown(socket.SHUT_WR)
+    error = target.end()
+    assert error is not None
+    assert "closed the data stream before its end" in error.message
+    assert (error.reason, error.device) == (Reason.STREAM_BROKEN, "gpu0")
 
 
 def test_a_read_error_of_the_device_names_device_and_errno(bench: Bench) -> None:

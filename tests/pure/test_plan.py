@@ -294,7 +294,7 @@ class Leader:
     exhausted: bool = False
     streams: dict[str, int] = field(default_factory=dict)
     reports: dict[tuple[str, Role], SessionReport] = field(default_factory=dict)
-    sent: dict[tuple[str, Role], tuple[Goal, Outcome | None, int, int, int]] = field(default_factory=dict)
+    sent: dict[tuple[str, Role], tuple[Goal, Outcome | None, int, tuple[int, int], int]] = field(default_factory=dict)
 
 
 class World:
@@ -500,14 +500,15 @@ class World:
         attempts, last = 1, leader.sent.get(identity)
         if last is not None and last[:3] == (action.goal, action.decision, stream):
             report = leader.reports.get(identity)
-            if report is None or report.failure is None or report.sequence < last[3]:
+            if report is None or report.failure is None or (report.epoch, report.sequence) < last[3]:
                 return False
             attempts = last[4] + 1
             if attempts > MAX_ATTEMPTS:
                 leader.exhausted = True
                 return True
         leader.sequence += 1
-        leader.sent[identity] = (action.goal, action.decision, stream, leader.sequence, attempts)
+        number = (leader.epoch, leader.sequence)
+        leader.sent[identity] = (action.goal, action.decision, stream, number, attempts)
         self.agents[action.node].inbox.append(
             Command(KEY, action.role, action.goal, leader.epoch, leader.sequence, 1000, action.decision)
         )
