@@ -67,7 +67,7 @@ async def run(settings: AgentSettings) -> None:
     advertised = f"{settings.advertise_host}:{settings.advertise_port or server.port}"
     with ThreadPoolExecutor(ARC_THREADS, "arc") as arcs:
         around = Surroundings(holdings, journal, server, arcs, metrics, lambda _session: None)
-        agent = Agent(around, journal.highest_epoch(), on_change=lambda s: _publish(inventory, s))
+        agent = Agent(around, journal.highest_epoch(), on_reached=lambda s: _publish(inventory, s))
         agent.restore()
         link = Link(
             agent,

@@ -21,9 +21,9 @@ class Agent:
         self,
         around: Surroundings,
         highest_epoch: int,
-        on_change: Callable[[Session], None] = lambda _session: None,
+        on_reached: Callable[[Session], None] = lambda _session: None,
     ):
-        self._on_change = on_change
+        self._on_reached = on_reached
         self._around = replace(around, notify=self._changed)
         self.highest_epoch = highest_epoch
         self._sessions: dict[tuple[str, Role], Session] = {}
@@ -86,7 +86,7 @@ class Agent:
             await session.apply(command)
             if session.reached is Goal.RELEASED and not session.ended:
                 self._dirty[identity] = session.report()
-                self._on_change(session)
+                self._on_reached(session)
                 session.end()
                 del self._sessions[identity]
                 self._gauge(command.role)
@@ -127,7 +127,9 @@ class Agent:
         self._around.metrics.sessions.labels(role.value).set(count)
 
     def _changed(self, session: Session) -> None:
-        self._on_change(session)
+        if session.reached is not session.announced:
+            session.announced = session.reached
+            self._on_reached(session)
         if not session.ended:
             self._dirty.setdefault((session.key.uid, session.facts.role), None)
             self._wake.set()

@@ -59,6 +59,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self.identity: Identity = new_identity(f"{key.uid}.{facts.role}")
         self.reached: Goal | None = None
+        self.announced: Goal | None = None  # what others of this agent were told of `reached`
         self.failure: Failure | None = None
         self.cause: Failure | None = None  # what made it turn back
         self.ended = False
