@@ -27,7 +27,9 @@ class Agent:
         self._around = replace(around, notify=self._changed)
         self.highest_epoch = highest_epoch
         self._sessions: dict[tuple[str, Role], Session] = {}
-        self._dirty: dict[tuple[str, Role], SessionReport | None] = {}
+        self._dirty: set[tuple[str, Role]] = set()  # sessions with something new to say
+        self._last: dict[tuple[str, Role], SessionReport] = {}  # of sessions that ended, or never began
+        self._refused: dict[tuple[str, Role], Failure] = {}  # commands that a session did not take
         self._sent: dict[tuple[str, Role], dict[str, int]] = {}
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -37,11 +39,20 @@ class Agent:
         for key, spec, facts in self._around.journal.sessions():
             session = Session(self._around, key, spec, facts)
             self._sessions[key.uid, facts.role] = session
+            known = dict(facts.incarnations)
             for device in spec.devices:
                 held = self._around.holdings.get(device.address)
-                if held is not None:
+                if held is not None and held.incarnation == known.get(device.name):
                     session.hold(device.name, held)
-            if facts.role is Role.TARGET and facts.loaded:
+            lost = [device.name for device in spec.devices if device not in session.held_devices()]
+            if lost and known:
+                session.failure = Failure(
+                    Reason.DEVICE_LOST,
+                    f"the open devices {', '.join(lost)} of migration {key} did not outlive the agent: the "
+                    "keeper ended or the node restarted",
+                    lost[0],
+                )
+            elif facts.role is Role.TARGET and facts.loaded:
                 session.reached = Goal.RUNNING if facts.started else Goal.LOADED
             else:
                 session.failure = Failure(
@@ -79,32 +90,41 @@ class Agent:
                 )
             if session is None:
                 if command.goal is Goal.RELEASED:  # said again after the session ended
-                    self._dirty[identity] = _released(command)
-                    self._wake.set()
+                    self._say_last(identity, _released(command))
                     return
                 session = self._create(command)
             await session.apply(command)
             if session.reached is Goal.RELEASED and not session.ended:
-                self._dirty[identity] = session.report()
-                self._on_reached(session)
-                session.end()
-                del self._sessions[identity]
-                self._gauge(command.role)
-                self._wake.set()
+                self._end(identity, session)
         except VFIOMigrationError as error:
             log.error("command refused", migration=str(command.migration), error=error.message)
-            if isinstance(error, CommandError) and session is not None:
-                self._dirty[identity] = session.refused(error)
-            else:
-                failure = Failure(error.reason, error.message, error.device)
-                self._dirty[identity] = replace(_released(command), reached=None, failure=failure)
-            self._wake.set()
+            self._refuse(identity, command, Failure(error.reason, error.message, error.device))
         except Exception as error:  # a bug must not leave the operator waiting for a deadline
             log.exception("command failed", migration=str(command.migration))
             failure = Failure(Reason.INTERNAL_ERROR, f"agent failed at {command.goal}: {error!r}; see its log")
-            base = session.report() if session is not None else _released(command)
-            self._dirty[identity] = replace(base, reached=None, failure=failure)
-            self._wake.set()
+            self._refuse(identity, command, failure)
+
+    def _end(self, identity: tuple[str, Role], session: Session) -> None:
+        last = session.report()
+        self._on_reached(session)
+        session.end()
+        del self._sessions[identity]
+        self._gauge(session.facts.role)
+        self._say_last(identity, last)
+
+    def _refuse(self, identity: tuple[str, Role], command: Command, failure: Failure) -> None:
+        """The session, if there is one, is unharmed; only the next report tells of it."""
+        if identity in self._sessions:
+            self._refused[identity] = failure
+        else:
+            self._last[identity] = replace(_released(command), reached=None, failure=failure)
+        self._dirty.add(identity)
+        self._wake.set()
+
+    def _say_last(self, identity: tuple[str, Role], report: SessionReport) -> None:
+        self._last[identity] = report
+        self._dirty.add(identity)
+        self._wake.set()
 
     def _create(self, command: Command) -> Session:
         if command.spec is None or command.goal is not Goal.PREPARED:
@@ -131,7 +151,7 @@ class Agent:
             session.announced = session.reached
             self._on_reached(session)
         if not session.ended:
-            self._dirty.setdefault((session.key.uid, session.facts.role), None)
+            self._dirty.add((session.key.uid, session.facts.role))
             self._wake.set()
 
     def busy(self, address: str) -> str:
@@ -143,20 +163,22 @@ class Agent:
 
     def reports(self) -> tuple[SessionReport, ...]:
         """Every session as it is now, for Hello."""
-        for identity in self._sessions:  # what was queued of them is older than what is said now
-            self._dirty.pop(identity, None)
+        self._dirty -= self._sessions.keys()  # what was to be said of them is said now
+        self._refused.clear()
         return tuple(session.report() for session in self._sessions.values())
 
     async def next_reports(self) -> list[SessionReport]:
         """Wait until something changed; the newest report of each session that did."""
         await self._wake.wait()
         self._wake.clear()
-        dirty, self._dirty = self._dirty, {}
+        dirty, self._dirty = self._dirty, set()
         reports = []
-        for identity, fixed in dirty.items():
+        for identity in dirty:
             session = self._sessions.get(identity)
-            report = fixed or (session.report() if session else None)
+            report = session.report() if session is not None else self._last.pop(identity, None)
+            refused = self._refused.pop(identity, None)
             if report is not None:
+                report = replace(report, failure=refused) if refused is not None else report
                 self._count(identity, report)
                 reports.append(report)
         return reports

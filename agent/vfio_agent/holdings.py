@@ -8,7 +8,6 @@ import os
 import secrets
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -41,6 +40,7 @@ class Holdings:
         self._backends, self._keeper, self._boot_id = backends, keeper, boot_id
         self._held: dict[str, Held] = {}
         self._lock = threading.Lock()
+        self._opening = threading.Lock()  # a device is open exclusively: probing and opening take turns
 
     def restore(self) -> None:
         """Take back from the keeper what an earlier agent of this boot held. Raises KeeperError."""
@@ -79,9 +79,12 @@ class Holdings:
 
         Raises DeviceError with the kernel's errno, or if it is held already.
         """
-        if self.get(address) is not None:
-            raise DeviceError(f"device {address} is held here already", device=address)
-        backend = self._backend_of(address)
+        with self._opening:
+            if self.get(address) is not None:
+                raise DeviceError(f"device {address} is held here already", device=address)
+            return self._open(self._backend_of(address), address, holder)
+
+    def _open(self, backend: Backend, address: str, holder: str) -> Held:
         try:
             device = backend.open(address)
         except OSError as error:
@@ -113,14 +116,40 @@ class Holdings:
             held = self._held[address] = replace(self._held[address], holder=holder)
         self._keeper.note(address, _meta(held))
 
+    def probe(self, backend: Backend, address: str) -> MigrationFlags | None:
+        """Flags of a free device, which is opened and closed for it; None if it cannot be opened."""
+        with self._opening:
+            if self.get(address) is not None:
+                return self.get_flags(address)
+            try:
+                device = backend.open(address)
+            except OSError as error:
+                log.info("free device cannot be opened", device=address, error=str(error))
+                return None
+            try:
+                return device.flags()
+            except OSError:
+                return MigrationFlags(0)
+            finally:
+                device.close()
+
+    def get_flags(self, address: str) -> MigrationFlags | None:
+        """Flags of a held device."""
+        held = self.get(address)
+        return held.flags if held is not None else None
+
     def release(self, address: str) -> None:
-        """Close the device here and at the keeper. Nothing happens if it is not held."""
+        """Close the device at the keeper and here. Nothing happens if it is not held.
+
+        Raises KeeperError if the keeper goes on holding it: the next agent would take it for live.
+        """
+        if self.get(address) is None:
+            return
+        if address in self._keeper.held():
+            self._keeper.drop(address)
         with self._lock:
-            held = self._held.pop(address, None)
-        if held is not None:
-            with suppress(KeeperError):
-                self._keeper.drop(address)
-            held.device.close()
+            held = self._held.pop(address)
+        held.device.close()
 
     def _backend_of(self, address: str) -> Backend:
         for backend in self._backends.values():

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_agent.devices.protocol import Backend, DeviceInfo
 from vfio_agent.holdings import Holdings, read_state
-from vfio_agent.kube import AgentApi
+from vfio_agent.kube import API_ERRORS, AgentApi
 from vfio_agent.metrics import AgentMetrics
 from vfio_api.device import MigrationFlags
 from vfio_api.models import device_object_name
@@ -49,7 +48,7 @@ class Inventory:
             self._wake.clear()
             try:
                 await self._publish(await asyncio.to_thread(self._look))
-            except (ApiException, OSError, TimeoutError) as error:
+            except API_ERRORS as error:
                 log.warning("inventory not published", error=str(error).partition("\n")[0])
             try:
                 async with asyncio.timeout(every):
@@ -89,7 +88,7 @@ class Inventory:
         elif info.opener:
             status["holder"] = info.opener
         elif info.address not in self._flags:
-            self._flags[info.address] = _probe(backend, info.address)
+            self._flags[info.address] = self._holdings.probe(backend, info.address)
         flags = self._flags.get(info.address)
         names = [flag.name for flag in MigrationFlags if flags and flag in flags]
         return status | {
@@ -97,21 +96,6 @@ class Inventory:
             "migratable": bool(flags) and "STOP_COPY" in names,
             "message": _message(flags, held is not None or not info.opener),
         }
-
-
-def _probe(backend: Backend, address: str) -> MigrationFlags | None:
-    """Flags of a free device; None if it cannot be opened or cannot migrate."""
-    try:
-        device = backend.open(address)
-    except OSError as error:
-        log.info("free device cannot be opened", device=address, error=str(error))
-        return None
-    try:
-        return device.flags()
-    except OSError:
-        return MigrationFlags(0)
-    finally:
-        device.close()
 
 
 def _message(flags: MigrationFlags | None, known: bool) -> str:

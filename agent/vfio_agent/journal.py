@@ -86,6 +86,7 @@ def _parse(record: Record) -> tuple[MigrationKey, SessionSpec, SessionFacts]:
     spec, facts = record["spec"], record["facts"]
     devices = tuple(SessionDevice(**device) for device in spec.pop("devices"))
     role, decision = Role(facts.pop("role")), facts.pop("decision")
+    facts["incarnations"] = tuple((name, opening) for name, opening in facts["incarnations"])
     return (
         MigrationKey(**record["migration"]),
         SessionSpec(devices=devices, **spec),

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.names import ADDRESS_ANNOTATION, CA_CONFIGMAP, CA_KEY, LEASE_NAME
 
 FIELD_MANAGER = "vfio-agent"
 REQUEST_SECONDS = 10.0
+# What a request may end with; kubernetes.aio does not wrap what its transport raises.
+API_ERRORS = (ApiException, aiohttp.ClientError, OSError, TimeoutError)
 APPLY = "application/apply-patch+yaml"
 
 

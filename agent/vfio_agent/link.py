@@ -1,9 +1,9 @@
 """The control channel: finds the leader, dials it, says Hello, takes commands, sends reports; and dials again."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -13,7 +13,6 @@ from vfio_agent.agent import Agent
 from vfio_agent.kube import AgentApi, Leader
 from vfio_agent.metrics import AgentMetrics
 from vfio_api import PROTOCOL_VERSION, wire
-from vfio_api.errors import VFIOMigrationError
 from vfio_api.names import TLS_NAME
 from vfio_api.types import AgentHello
 from vfio_api.v1 import agent_pb2 as pb
@@ -68,9 +67,9 @@ class Link:
                     log.info("no operator has led yet")
                 else:
                     log.warning("API server does not tell who leads", status=error.status, reason=error.reason)
-            except (VFIOMigrationError, OSError, ValueError, TimeoutError) as error:
+            except Exception as error:  # whatever ended the stream, the agent dials again
                 self._metrics.dials.labels("error").inc()
-                log.warning("operator not reached", error=str(error).partition("\n")[0])
+                log.warning("operator not reached", error=str(error).partition("\n")[0] or type(error).__name__)
             finally:
                 self._metrics.connected.set(0)
             await asyncio.sleep(backoff)
@@ -83,19 +82,34 @@ class Link:
         async with grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS) as channel:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS)
             call = agent_pb2_grpc.AgentLinkStub(channel).Connect(  # type: ignore[no-untyped-call]
-                self._outgoing(), metadata=(("authorization", f"Bearer {token}"),)
+                metadata=(("authorization", f"Bearer {token}"),)
             )
-            async for message in call:
-                await self._incoming(message, address)
+            # not a request iterator: grpc leaves it waiting when the stream ends, and it would take the next report
+            tasks = [asyncio.create_task(self._send(call)), asyncio.create_task(self._receive(call, address))]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task.cancelled():
+                        raise ConnectionError("the control stream was cancelled")
+                    task.result()
+            finally:
+                call.cancel()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _outgoing(self) -> AsyncIterator[pb.AgentMessage]:
+    async def _send(self, call: Any) -> None:
         hello = wire.hello_to_wire(self._hello)
         hello.highest_epoch = self._agent.highest_epoch
         hello.sessions.extend(wire.report_to_wire(report) for report in self._agent.reports())
-        yield pb.AgentMessage(hello=hello)
+        await call.write(pb.AgentMessage(hello=hello))
         while True:
             for report in await self._agent.next_reports():
-                yield pb.AgentMessage(report=wire.report_to_wire(report))
+                await call.write(pb.AgentMessage(report=wire.report_to_wire(report)))
+
+    async def _receive(self, call: Any, address: str) -> None:
+        async for message in call:
+            await self._incoming(message, address)
 
     async def _incoming(self, message: pb.OperatorMessage, address: str) -> None:
         if message.HasField("welcome"):

@@ -27,6 +27,7 @@ class SessionFacts:
     """What a session remembers, also across a restart of the agent.
 
     backward: it has begun to roll back. switchover: a command past pre-copy was accepted. loaded: it has voted.
+    incarnations: (device name, opening) of every device; another opening is another device.
     """
 
     role: Role
@@ -36,6 +37,7 @@ class SessionFacts:
     switchover: bool = False
     loaded: bool = False
     started: bool = False
+    incarnations: tuple[tuple[str, str], ...] = ()
     decision: Outcome | None = None
 
 

@@ -8,6 +8,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -32,6 +33,7 @@ from vfio_api.errors import DeviceError, FrameError, Reason, StreamError, VFIOMi
 log = structlog.get_logger()
 HANDSHAKE_SECONDS = 10.0
 STALL_SECONDS = 60.0
+ACCEPT_RETRY_SECONDS = 0.1
 DEAD_PEER_MILLISECONDS = 30_000
 _Buffer = TypeVar("_Buffer", bytearray, memoryview)
 
@@ -102,8 +104,12 @@ class DataServer:
         while not self._closed:
             try:
                 connection, address = self._listener.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                if self._closed:
+                    return
+                log.warning("data connection not accepted", error=str(error))
+                time.sleep(ACCEPT_RETRY_SECONDS)  # out of descriptors, most likely: they come back
+                continue
             if not self._threads.acquire(blocking=False):
                 connection.close()
                 log.warning("data connection refused: too many", peer=address[0])

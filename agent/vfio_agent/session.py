@@ -23,7 +23,7 @@ from vfio_agent.metrics import AgentMetrics
 from vfio_agent.receiver import DataServer
 from vfio_agent.sides import SourceSide, TargetSide
 from vfio_api.device import DeviceState
-from vfio_api.errors import CommandError, DeviceError, Reason, VFIOMigrationError
+from vfio_api.errors import DeviceError, Reason, VFIOMigrationError
 from vfio_api.types import (
     Command,
     DeviceReport,
@@ -108,6 +108,8 @@ class Session:
         if command.goal in machine.ROLLBACK or command.goal is Goal.RELEASED:
             self.side.interrupt()
         async with self._turn:
+            if self.ended:
+                return  # it waited while the session was released
             machine.admit(self.facts, command)  # what waited for its turn may have been overtaken
             try:
                 async with asyncio.timeout(command.deadline_milliseconds / 1000):
@@ -133,6 +135,11 @@ class Session:
             self.cause = self.failure or self.cause
             self.failure = None  # a new attempt to get back is judged by its own outcome
         await self.side.before(command)
+        if command.goal is Goal.PREPARED:
+            openings = tuple((name, held.incarnation) for name, held in self._held.items())
+            await self.record(replace(self.facts, incarnations=openings), durable=True)
+        if self.facts.role is Role.TARGET and command.goal in (Goal.RUNNING_P2P, Goal.RUNNING):
+            self.all_held()
         for planned in machine.rounds(self.facts.role, command.goal, self._device_facts(), pre_copy=self.spec.pre_copy):
             await self._move(planned)
         await self.side.after(command)
@@ -235,6 +242,11 @@ class Session:
             with held.lock:  # an arc that outlived its deadline may still be under way
                 self._states[name] = read_state(held)
 
+    def all_held(self) -> None:
+        """Raise DeviceError unless every device of the session is held: no barrier is passed by none."""
+        for device in self.spec.devices:
+            self.device(device.name)
+
     def held_devices(self) -> tuple[SessionDevice, ...]:
         """The devices of the migration that are held here."""
         return tuple(device for device in self.spec.devices if device.name in self._held)
@@ -269,12 +281,8 @@ class Session:
             certificate=self.identity.certificate,
             devices=devices,
             failure=self.failure,
-            timings=tuple(Timing(step, us) for step, us in self._timings.items()),
+            timings=tuple(Timing(step, us) for step, us in list(self._timings.items())),
         )
-
-    def refused(self, error: CommandError) -> SessionReport:
-        """A report that tells of a refused command; the session itself is unharmed."""
-        return replace(self.report(), failure=Failure(error.reason, error.message, error.device))
 
     def end(self) -> None:
         """Stop threads and forget the journal's record; the devices are what they are."""

@@ -31,6 +31,7 @@ class SourceSide:
     def __init__(self, session: "Session"):
         self._session = session
         self._senders: dict[str, Sender] = {}
+        self._stop_copy_bytes: dict[str, int] = {}
         self._changed = asyncio.Event()
         self._interrupted = False
 
@@ -38,7 +39,7 @@ class SourceSide:
         """Take the devices; connect the streams; on the way back, restore what only a reset restores."""
         if command.goal is Goal.PREPARED:
             for device in self._session.spec.devices:
-                self._hold(device)
+                await self._session.blocking(partial(self._hold, device))
         if command.goal is Goal.PRE_COPY and not self._senders:
             await self._connect(command)
         if command.goal in (Goal.RUNNING_P2P, Goal.RUNNING):
@@ -57,6 +58,7 @@ class SourceSide:
             self._session.timed("transfer", began)
         if command.goal is Goal.RUNNING:
             await self._session.blocking(self._reset_lost)
+            self._say_lost()
         if command.goal is Goal.RELEASED:
             await self._session.blocking(self._release)
 
@@ -70,6 +72,19 @@ class SourceSide:
                 device=device.name,
             )
         self._session.hold(device.name, held)
+        self._sample(device.name)
+
+    def _sample(self, name: str) -> None:
+        """Ask how much STOP_COPY would still give; not while an arc is under way, and not in the switchover."""
+        held = self._session.device(name)
+        if self._session.facts.switchover or not held.lock.acquire(blocking=False):
+            return
+        try:
+            self._stop_copy_bytes[name] = held.device.data_size()
+        except OSError:
+            self._stop_copy_bytes.pop(name, None)
+        finally:
+            held.lock.release()
 
     async def _connect(self, command: Command) -> None:
         peers = {peer.node: peer for peer in command.peers}
@@ -85,7 +100,7 @@ class SourceSide:
                 )
             hello = StreamHello(self._session.key.uid, device.name, command.epoch)
             self._senders[device.name] = Sender(
-                hello, peer.data_address, tls, (peer.certificate,), limit, self._on_change
+                hello, peer.data_address, tls, (peer.certificate,), limit, partial(self._on_change, device.name)
             )
         connects = [self._session.blocking(partial(s.connect, CONNECT_SECONDS)) for s in self._senders.values()]
         for result in await asyncio.gather(*connects, return_exceptions=True):
@@ -100,7 +115,9 @@ class SourceSide:
             raise CommandError(f"device {name}: there is no stream to its target; PreCopy comes first", device=name)
         sender.begin(stream)
 
-    def _on_change(self) -> None:
+    def _on_change(self, name: str) -> None:
+        """Something changed at a sender; in its thread."""
+        self._sample(name)
         for sender in self._senders.values():
             if sender.error is not None:
                 self._session.fail(sender.error)
@@ -123,6 +140,7 @@ class SourceSide:
             if self._session.state(device.name) is DeviceState.ERROR:
                 cause = self._session.cause
                 cause = cause if cause and cause.device == device.name else None
+                self._confirm_error(device)
                 self._session.reset(device.name)
                 self._session.fail(
                     DeviceError(
@@ -134,6 +152,38 @@ class SourceSide:
                         errno=cause.errno if cause else 0,
                     )
                 )
+
+    def _say_lost(self) -> None:
+        """A source device that is no longer open here took its state with it."""
+        known = dict(self._session.facts.incarnations)
+        for device in self._session.spec.devices:
+            if device.name in known and device not in self._session.held_devices():
+                self._session.fail(
+                    DeviceError(
+                        f"device {device.name} ({device.address}) is no longer held: keeper or node restarted, and the "
+                        "device's state went with it",
+                        reason=Reason.SOURCE_STATE_LOST,
+                        device=device.name,
+                    )
+                )
+
+    def _confirm_error(self, device: SessionDevice) -> None:
+        """A reset erases the state: it is done only if the device says itself, now, that it is in ERROR."""
+        held = self._session.device(device.name)
+        with held.lock:
+            try:
+                found = held.device.state()
+            except OSError as error:
+                raise DeviceError(
+                    f"device {device.name} ({device.address}) does not tell its state: {error}; it is not reset",
+                    device=device.name,
+                    errno=error.errno or 0,
+                ) from error
+        if found is not DeviceState.ERROR:
+            raise DeviceError(
+                f"device {device.name} ({device.address}) is in {found.name}; it could not be read before",
+                device=device.name,
+            )
 
     def _release(self) -> None:
         self._stop_senders()
@@ -158,7 +208,7 @@ class SourceSide:
         progress = sender.progress if sender is not None else Progress()
         return replace(
             report,
-            stop_copy_bytes=self._stop_copy_bytes(report),
+            stop_copy_bytes=0 if self._session.facts.switchover else self._stop_copy_bytes.get(report.name, 0),
             initial_bytes=progress.initial_bytes,
             dirty_bytes=progress.dirty_bytes,
             transferred_bytes=progress.sent_bytes,
@@ -166,14 +216,6 @@ class SourceSide:
             initial_acknowledged=progress.initial_acknowledged or MigrationFlags.PRE_COPY not in report.flags,
             drained=progress.drained or MigrationFlags.PRE_COPY not in report.flags,
         )
-
-    def _stop_copy_bytes(self, report: DeviceReport) -> int:
-        if self._session.facts.switchover:
-            return 0  # nothing more to forecast, and no ioctl in the switchover for it
-        try:
-            return self._session.device(report.name).device.data_size()
-        except OSError:
-            return 0
 
     def close(self) -> None:
         """The session ends."""
@@ -255,6 +297,8 @@ class TargetSide:
     def _vote(self, name: str) -> None:
         """When the last device is validated: journal the vote, then report it."""
         session = self._session
+        if session.ended:
+            return
         self._loaded.add(name)
         if len(self._loaded) == len(session.spec.devices) and session.failure is None:
             facts = replace(session.facts, loaded=True)

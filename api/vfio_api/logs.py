@@ -9,8 +9,14 @@ import structlog
 def configure(level: str, **bound: str) -> None:
     """Set up structlog at `level` ("debug", "info", ...) with `bound` on every line (for instance node=...)."""
     number = logging.getLevelNamesMapping()[level.upper()]
+
+    def bind(
+        _logger: object, _method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:  # not a context variable: those do not reach threads
+        return {**event, **bound}
+
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        bind,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -30,4 +36,3 @@ def configure(level: str, **bound: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(**bound)

@@ -16,7 +16,7 @@ from vfio_operator.channel import AgentLink, start_server
 from vfio_operator.coordinator import Coordinator
 from vfio_operator.handlers import kopf_settings, registry_for
 from vfio_operator.kube import OperatorApi
-from vfio_operator.leader import Leadership, LeadershipLostError
+from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.pki import new_server_identity
 from vfio_operator.settings import OperatorSettings
@@ -83,8 +83,11 @@ class Operator:
 
         try:
             await leadership.run(elected)
-        except LeadershipLostError as error:
-            log.error("leadership lost", error=str(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # who does not renew must not go on leading
+            log.error("leadership lost", error=str(error) or repr(error))
+            leadership.epoch = 0
             self.lost = True
             await coordinator.stop()
             self._stop.set()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import grpc
 import structlog
-from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api import PROTOCOL_VERSION, wire
 from vfio_api.errors import Reason
@@ -18,7 +17,7 @@ from vfio_api.names import AGENT_SERVICE_ACCOUNT
 from vfio_api.types import AgentHello, Command, Goal, Role, SessionReport
 from vfio_api.v1 import agent_pb2 as pb
 from vfio_api.v1 import agent_pb2_grpc
-from vfio_operator.kube import Caller, OperatorApi
+from vfio_operator.kube import API_ERRORS, Caller, OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.pki import ServerIdentity
@@ -181,8 +180,6 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         context: _Context,
     ) -> None:
         log.info("agent connected", node=stream.node, pod=stream.pod, version=stream.hello.version)
-        welcome = pb.Welcome(epoch=self._leadership.epoch, node=stream.node)
-        await context.write(pb.OperatorMessage(welcome=welcome))
         reader = asyncio.create_task(self._read(stream, requests))
         writer = asyncio.create_task(self._write(stream, context))
         stream.cancel = lambda: (reader.cancel(), writer.cancel())
@@ -202,6 +199,8 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
                 self._agents.reported(stream.node, wire.report_from_wire(message.report))
 
     async def _write(self, stream: AgentStream, context: _Context) -> None:
+        welcome = pb.Welcome(epoch=self._leadership.epoch, node=stream.node)
+        await context.write(pb.OperatorMessage(welcome=welcome))
         while True:
             command = await stream.commands.get()
             await context.write(pb.OperatorMessage(command=wire.command_to_wire(command)))
@@ -213,7 +212,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         if bearer.startswith("Bearer ") and len(bearer) < 16384:
             try:
                 caller = await self._api.review_token(bearer.removeprefix("Bearer "))
-            except (ApiException, OSError, TimeoutError) as error:
+            except API_ERRORS as error:
                 await self._refuse(context, grpc.StatusCode.UNAVAILABLE, f"the token cannot be reviewed now: {error}")
         expected = f"system:serviceaccount:{self._api.namespace}:{AGENT_SERVICE_ACCOUNT}"
         if caller is None or caller.username != expected:

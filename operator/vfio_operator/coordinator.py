@@ -46,7 +46,7 @@ class Coordinator:
     def migration(self, body: Mapping[str, Any], *, deleted: bool) -> None:
         """A VFIOMigration was seen."""
         uid = body["metadata"]["uid"]
-        if deleted or observe.is_finished(body):
+        if deleted or (observe.is_finished(body) and not observe.has_finalizer(body)):
             self._bodies.pop(uid, None)
         else:
             self._bodies[uid] = body
@@ -63,7 +63,7 @@ class Coordinator:
         self._metrics.epoch.set(self._leadership.epoch)
         for uid in list(self._bodies):
             self._ensure(uid)
-        janitor = Janitor(self._api, self.agents, inventory, self._tasks.__contains__)
+        janitor = Janitor(self._api, self.agents, inventory, self._tasks.__contains__, lambda: self._leadership.epoch)
         self._janitor = asyncio.create_task(janitor.run(), name="janitor")
 
     async def stop(self) -> None:

@@ -16,12 +16,11 @@ from vfio_operator.actions import (
     Claim,
     CreateSwitchover,
     Decide,
-    PersistPairs,
     Send,
     Unclaim,
 )
 from vfio_operator.channel import Agents
-from vfio_operator.kube import OperatorApi
+from vfio_operator.kube import API_ERRORS, OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Observed, Switchover
@@ -85,14 +84,12 @@ class Executor:
             await self._api.add_finalizer(observed.key, body)
         self._memory.has_finalizer = True
 
-    def persist_pairs(self, _observed: Observed, _action: PersistPairs) -> None:
-        """The status that carries the pairs is written by the task before the next step."""
-        self._memory.pairs_persisted = True
-
     async def claim(self, observed: Observed, action: Claim) -> None:
         """Reserve every device, or fail with the one that another migration has."""
         for node, address in action.devices:
-            record = self._inventory[node, address]
+            record = self._inventory.get((node, address))
+            if record is None:
+                raise TimeoutError(f"VFIODevice of {address} on node {node} has not been seen yet")
             if record.object_name not in self._memory.claims and not await self._claim_one(observed, record):
                 return
             self._memory.claims.add(record.object_name)
@@ -237,7 +234,7 @@ class Executor:
         """Write the decision once; whatever happens, obey only what is read back."""
         try:
             stored: Mapping[str, Any] | None = await self._api.decide(observed.key, action.outcome)
-        except (ApiException, OSError, TimeoutError) as error:
+        except API_ERRORS as error:
             log.warning("decision in doubt, reading it back", migration=str(observed.key), error=str(error))
             stored = await self._api.switchover(observed.key)
         self.read_back(stored)
@@ -248,7 +245,9 @@ class Executor:
                 self._metrics.races_lost.inc()
 
     def read_back(self, stored: Mapping[str, Any] | None) -> None:
-        """Remember the switchover as it is stored."""
+        """Remember the switchover as it is stored. Raises TimeoutError if it has gone: nothing may be concluded."""
+        if stored is None and self._memory.switchover.exists:
+            raise TimeoutError("the VFIOSwitchover is gone: holding, and asking again")
         self._memory.switchover = observe.switchover_of(stored)
         decision = (stored or {}).get("status", {}).get("decision", {})
         self._memory.decision_by, self._memory.decision_time = (

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
@@ -31,6 +32,10 @@ class Caller:
     username: str
     node: str
     pod: str
+
+
+# What a request may end with; kubernetes.aio does not wrap what its transport raises.
+API_ERRORS = (ApiException, aiohttp.ClientError, OSError, TimeoutError)
 
 
 def now() -> str:
@@ -111,8 +116,10 @@ class OperatorApi:
             },
         )
 
-    async def finished(self, key: MigrationKey) -> None:
-        """Drop our finalizer and label the object, so that the watch leaves it out."""
+    async def finished(self, key: MigrationKey, *, switchover: bool) -> None:
+        """Let the switchover go, drop our finalizer, and label the object so that the watch leaves it out."""
+        if switchover:
+            await self._release_switchover(key)
         metadata = (await self.migration(key))["metadata"]
         await self._patch_metadata(
             key,
@@ -122,6 +129,23 @@ class OperatorApi:
                 "labels": {FINISHED_LABEL: "true"},
             },
         )
+
+    async def _release_switchover(self, key: MigrationKey) -> None:
+        try:
+            await self._objects.patch_namespaced_custom_object(
+                API_GROUP,
+                API_VERSION,
+                key.namespace,
+                "vfioswitchovers",
+                key.uid,
+                {"metadata": {"finalizers": None}},
+                field_manager=FIELD_MANAGER,
+                _content_type=MERGE,
+                _request_timeout=REQUEST_SECONDS,
+            )
+        except ApiException as error:
+            if error.status != 404:
+                raise
 
     async def _patch_metadata(self, key: MigrationKey, metadata: Json) -> None:
         await self._objects.patch_namespaced_custom_object(
@@ -175,7 +199,13 @@ class OperatorApi:
             {
                 "apiVersion": f"{API_GROUP}/{API_VERSION}",
                 "kind": "VFIOSwitchover",
-                "metadata": {"name": key.uid, "namespace": key.namespace, "ownerReferences": [owner]},
+                "metadata": {
+                    "name": key.uid,
+                    "namespace": key.namespace,
+                    "ownerReferences": [owner],
+                    # a foreground deletion of the migration must not take the decision away
+                    "finalizers": [FINALIZER],
+                },
                 "spec": {
                     "migrationName": key.name,
                     "migrationUID": key.uid,

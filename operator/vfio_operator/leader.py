@@ -16,7 +16,7 @@ from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api.names import ADDRESS_ANNOTATION, EPOCH_ANNOTATION, LEASE_NAME
-from vfio_operator.kube import brief
+from vfio_operator.kube import API_ERRORS, brief
 
 log = structlog.get_logger()
 
@@ -85,14 +85,14 @@ class Leadership:
             try:
                 async with asyncio.timeout(self._retry):
                     await self._replace()
-            except (ApiException, OSError, TimeoutError) as error:
+            except API_ERRORS as error:
                 log.warning("lease not released; the next leader waits for it to expire", error=str(error))
 
     async def _try(self, attempt: Callable[[], Awaitable[bool]]) -> bool:
         try:
             async with asyncio.timeout(max(self._retry, 1.0)):
                 return await attempt()
-        except (ApiException, OSError, TimeoutError) as error:
+        except API_ERRORS as error:
             log.warning("lease not reached", error=brief(error))
             return False
 
@@ -134,9 +134,19 @@ class Leadership:
         except ApiException as error:
             if error.status != 409:
                 raise
-            self.epoch = 0
-            return False
+            if not await self._own_write(epoch):
+                self.epoch = 0
+                return False
         self.epoch = epoch
+        return True
+
+    async def _own_write(self, epoch: int) -> bool:
+        """After a conflict: whether the Lease is as this replica wrote it, in a request whose answer was lost."""
+        lease = await self._leases.read_namespaced_lease(LEASE_NAME, self._namespace)
+        found = (lease.metadata.annotations or {}).get(EPOCH_ANNOTATION)
+        if lease.spec.holder_identity != self._identity or found != str(epoch):
+            return False
+        self._lease = lease
         return True
 
     async def _replace(self) -> None:

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api.errors import Reason
+from vfio_api.models import device_object_name
 from vfio_api.types import Failure, MigrationKey, Role
 from vfio_operator import observe
 from vfio_operator.actions import (
@@ -27,7 +28,7 @@ from vfio_operator.actions import (
 from vfio_operator.channel import Agents, AgentStream
 from vfio_operator.clockwork import Clockwork
 from vfio_operator.execute import Executor, Memory, Sent
-from vfio_operator.kube import OperatorApi, brief
+from vfio_operator.kube import API_ERRORS, OperatorApi, brief
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Participant
@@ -80,13 +81,16 @@ class MigrationTask:
 
     async def run(self) -> None:
         """Until the migration is finished."""
+        if observe.is_finished(self._memory.body):  # an earlier leader ended between the status and the finalizer
+            await self._again(lambda: self._context.api.finished(self.key, switchover=True))
+            return
         backoff = FIRST_BACKOFF
         await self._again(self._recall)
         while True:
             self._wake.clear()
             observed = self._observe()
             planned = plan(observed)
-            if self._memory.failure is None and rolls_back(observed):
+            if rolls_back(observed):
                 # the first cause stays the cause, whatever the way back adds
                 self._memory.failure = first_failure(observed)
             if self._clockwork.track(planned, observed):
@@ -99,8 +103,10 @@ class MigrationTask:
             try:
                 progressed = await self._act(observed, planned)
                 backoff = FIRST_BACKOFF
-            except (ApiException, OSError, TimeoutError) as error:
+            except API_ERRORS as error:
                 self._log.warning("API server refused or is away", step=planned.step, error=brief(error))
+                if isinstance(error, ApiException) and error.status == 404 and not self._memory.claims:
+                    return  # deleted before anything was touched
                 await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 backoff = min(2 * backoff, LAST_BACKOFF)
                 progressed = True
@@ -118,7 +124,7 @@ class MigrationTask:
         while True:
             try:
                 await call()
-            except (ApiException, OSError, TimeoutError) as error:
+            except API_ERRORS as error:
                 if isinstance(error, ApiException) and error.status == 404:
                     self._log.warning("the object is gone", error=brief(error))
                     return
@@ -136,7 +142,12 @@ class MigrationTask:
         memory.sequence = self._context.agents.highest_sequence(self.key.uid)
         if memory.pairs_persisted:
             self._executor.read_back(await api.switchover(self.key))
-        memory.claims.update(r.object_name for r in self._context.inventory.values() if r.claim_uid == self.key.uid)
+        for pair in observe.persisted_pairs(memory.body):
+            for node, address in ((pair.source_node, pair.source_device), (pair.target_node, pair.target_device)):
+                # not from the watch: it may not have listed the devices yet
+                record = observe.device_of(await api.device(device_object_name(node, address)))
+                if record.claim_uid == self.key.uid:
+                    memory.claims.add(record.object_name)
         wish = observe.wish_of(memory.body)
         named = {node for p in wish.pairs for node in (p.source_node, p.target_node)}
         absent = named - self._context.agents.connected
@@ -199,9 +210,9 @@ class MigrationTask:
                 case AddFinalizer():
                     await self._executor.add_finalizer(observed, action)
                 case PersistPairs():
-                    self._executor.persist_pairs(observed, action)
-                    now = self._observe()
-                    await self._publisher.write(now, plan(now), self._clockwork.measured(self._memory))
+                    resolved = replace(observed, pairs=observed.wish.pairs)
+                    await self._publisher.write(resolved, planned, self._clockwork.measured(self._memory))
+                    self._memory.pairs_persisted = True
                 case Claim():
                     await self._executor.claim(observed, action)
                 case CreateSwitchover():
@@ -247,7 +258,7 @@ class MigrationTask:
     async def _finish(self, observed: Observed, planned: Plan, finish: Finish) -> None:
         measured = self._clockwork.measured(self._memory, observed)
         await self._publisher.write_last(observed, planned, measured)
-        await self._context.api.finished(self.key)
+        await self._context.api.finished(self.key, switchover=observed.switchover.exists)
         await self._publisher.finished(planned, finish, measured)
         self._clockwork.finished(observed, finish)
         self._context.agents.forget(self.key.uid)

@@ -91,17 +91,24 @@ def rolls_back(observed: Observed) -> bool:
     return first_failure(observed) is not None
 
 
+_RANK = {Reason.SOURCE_STATE_LOST: 0, Reason.STREAM_BROKEN: 2, Reason.FRAME_INVALID: 2}
+
+
 def first_failure(observed: Observed) -> Failure | None:
-    """What went wrong first, or that the user cancelled; that a state was lost outranks what led to it."""
+    """What went wrong first, or that the user cancelled.
+
+    A broken stream is the echo of what happened at its other end, so anything else outranks it; that a state was lost
+    outranks everything. What fails on the way back is not what it began with.
+    """
+    found = [observed.failure] if observed.failure is not None else []
     for participant in observed.participants:
-        failure = participant.report.failure if participant.report is not None else None
-        if failure is not None and failure.reason is Reason.SOURCE_STATE_LOST:
-            return failure
-    if observed.failure is not None:
-        return observed.failure
-    for participant in observed.participants:
-        if participant.report is not None and participant.report.failure is not None:
-            return participant.report.failure
+        report = participant.report
+        if report is None or report.failure is None:
+            continue
+        if not report.backward or report.failure.reason is Reason.SOURCE_STATE_LOST or not found:
+            found.append(report.failure)
+    if found:
+        return min(found, key=lambda failure: _RANK.get(failure.reason, 1))
     if observed.wish.cancel or observed.wish.deleted:
         what = "spec.cancel was set" if observed.wish.cancel else "the VFIOMigration was deleted"
         return Failure(Reason.CANCELLED, f"{what} before the decision; every source runs on")
@@ -125,6 +132,9 @@ def _refusal(observed: Observed) -> Failure | None:
 
 
 def _give_up(observed: Observed) -> Plan:
+    if not rolls_back(observed) and _all(Role.TARGET, Goal.RUNNING)(observed):
+        sentence = "every device runs at its target; what could not be released is released later"
+        return Plan("GiveUp", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence)
     lost = Reason.ROLLBACK_INCOMPLETE if rolls_back(observed) else Reason.TARGET_LOST_AFTER_COMMIT
     cause = first_failure(observed)
     failure = Failure(
@@ -143,9 +153,8 @@ def _give_up(observed: Observed) -> Plan:
 def _all(role: Role, goal: Goal) -> Callable[[Observed], bool]:
     def done(observed: Observed) -> bool:
         side = observed.side(role)
-        # after Commit a session that was released has been through everything before
-        committed = observed.switchover.decision is Outcome.COMMIT
-        return bool(side) and all(has_reached(p, goal) or (committed and (_gone(p) or _absent(p))) for p in side)
+        passed = _may_be_missing(observed, role)
+        return bool(side) and all(has_reached(p, goal) or (passed and (_gone(p) or _absent(p))) for p in side)
 
     return done
 
@@ -155,9 +164,7 @@ def _tell(role: Role, goal: Goal) -> Callable[[Observed], tuple[Action, ...]]:
         return tuple(
             Send(p.node, role, goal, observed.switchover.decision)
             for p in observed.side(role)
-            if not has_reached(p, goal)
-            and not _gone(p)
-            and not (observed.switchover.decision is Outcome.COMMIT and _absent(p))
+            if not has_reached(p, goal) and not _gone(p) and not (_absent(p) and _perhaps_passed(observed, role))
         )
 
     return actions
@@ -191,10 +198,31 @@ def _absent(participant: Participant) -> bool:
     return participant.connected and participant.report is None
 
 
+def _may_be_missing(observed: Observed, role: Role) -> bool:
+    """Whether a session that is not there has been through everything: only in the order in which they are released.
+
+    Sources are released first, after Commit and barrier D. A target without a session is lost as long as a source is
+    still there.
+    """
+    if observed.switchover.decision is not Outcome.COMMIT:
+        return False
+    return role is Role.SOURCE or all(_gone(p) or _absent(p) for p in observed.side(Role.SOURCE))
+
+
+def _perhaps_passed(observed: Observed, role: Role) -> bool:
+    """Whether a session that is not there may have been through everything: nobody is told to be where it was.
+
+    A target is certainly lost only while a source's session is seen to be there; until then its agent is awaited.
+    """
+    if observed.switchover.decision is not Outcome.COMMIT:
+        return False
+    there = any(p.report is not None and not _gone(p) for p in observed.side(Role.SOURCE))
+    return role is Role.SOURCE or not there
+
+
 def _may_hold(observed: Observed, participant: Participant) -> bool:
     """An agent that has not dialled this leader yet may hold anything that an earlier leader commanded."""
-    begun = bool(observed.claims) or observed.switchover.exists
-    return participant.touched or (observed.inherited and begun and not participant.connected)
+    return participant.touched or (observed.inherited and not participant.connected)
 
 
 def _targets_blank(observed: Observed) -> bool:
@@ -228,6 +256,8 @@ def _p2p_restored(observed: Observed) -> bool:
 def _converged(observed: Observed) -> bool:
     if observed.switchover.exists:
         return True
+    if not all(p.connected for p in observed.participants):
+        return False  # what an absent agent said last must not stop the others' devices
     return converged(observed) or (observed.converge_expired and observed.wish.strategy.switch_over_on_timeout)
 
 

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api.types import MigrationKey
 from vfio_operator import status
 from vfio_operator.actions import Finish, Plan
-from vfio_operator.kube import OperatorApi, brief, now
+from vfio_operator.kube import API_ERRORS, OperatorApi, brief, now
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import Observed
 from vfio_operator.status import Json, Measured
@@ -68,7 +67,7 @@ class Publisher:
             (observed, planned, measured), self._offered = self._offered, None
             try:
                 await self.write(observed, planned, measured)
-            except (ApiException, OSError, TimeoutError) as error:
+            except API_ERRORS as error:
                 log.warning("status not written", migration=str(self._key), error=brief(error))
             await asyncio.sleep(PROGRESS_SECONDS)
 
@@ -108,5 +107,5 @@ class Publisher:
         try:
             await self._api.event(self._key, reason, message, warning=warning)
             self._metrics.api_writes.labels("event").inc()
-        except (ApiException, OSError, TimeoutError) as error:  # an Event is a courtesy
+        except API_ERRORS as error:  # an Event is a courtesy
             log.warning("event not posted", migration=str(self._key), error=brief(error))

@@ -158,3 +158,27 @@ def test_a_claim_of_a_migration_that_never_was_is_freed_and_one_that_is_needed_s
         assert claimed == ["sim0", "sim0"]
         world.stack.kubectl("patch", "vfm", "needs", "--type=merge", "-p", '{"spec":{"cancel":true}}')
         assert world.finished("needs")["status"]["phase"] == "Cancelled"
+
+
+def test_a_target_agent_that_was_away_at_the_end_is_blanked_when_it_comes_back(world: World) -> None:
+    with world.workload():
+        world.apply(migration("away", pairs(), **SLOW))
+        world.stack.wait_until(
+            lambda: world.stack.get("vfm", "away").get("status", {}).get("phase") == "PreCopy", "pre-copy"
+        )
+        node = world.stack.nodes["node-b"]
+        assert node.agent is not None
+        node.agent.kill()
+        found = world.finished("away")
+        assert found["status"]["phase"] == "Failed"
+        assert world.states("node-a") == ["RUNNING"] * 4
+        node.start_agent().wait_for('"event": "connected"')
+        assert_sources_run_on_eventually(world)
+
+
+def assert_sources_run_on_eventually(world: World) -> None:
+    """The janitor comes by: then everything is as after any rollback."""
+    world.stack.wait_until(
+        lambda: all("claimRef" not in d["spec"] for d in world.stack.get("vfd")["items"]), "every claim is freed", 60
+    )
+    assert_sources_run_on(world)
