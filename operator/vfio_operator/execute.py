@@ -24,7 +24,7 @@ from vfio_operator.kube import API_ERRORS, OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Observed, Switchover
-from vfio_operator.plan import PREPARE_SECONDS, wants_pre_copy
+from vfio_operator.steps import PREPARE_SECONDS, wants_pre_copy
 
 log = structlog.get_logger()
 MAX_ATTEMPTS = 6

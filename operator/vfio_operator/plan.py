@@ -3,39 +3,21 @@
 Two ladders, read top-down: the first step that is not done is the one we are at. FORWARD is taken until something
 fails or the user cancels before a decision; then ROLLBACK. The decision, once it is there, rules alone. Each step
 states when it is done, so a plan can be made from any interruption: nothing is remembered but facts.
-
-Order rule: whatever makes the next step safe is above it. Sources are quiescent (barrier A) above their STOP_COPY
-(barrier B); every vote is above the decision; the decision is above barrier C; barrier D is above the release of the
-sources.
 """
 
 import itertools
-from collections.abc import Callable
 
-from vfio_api.device import MigrationFlags
 from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
 from vfio_api.types import Failure, Goal, Outcome, Role
 from vfio_operator.actions import (
-    Action,
-    AddFinalizer,
-    Claim,
-    CreateSwitchover,
-    Decide,
     Finish,
-    PersistPairs,
     Plan,
-    Send,
     Step,
-    Unclaim,
 )
-from vfio_operator.forecast import converged
-from vfio_operator.observed import Observed, Participant, has_reached
+from vfio_operator.observed import Observed
 from vfio_operator.resolve import refusal
-
-PREPARE_SECONDS = 60.0
-RELEASE_SECONDS = 30.0
-
+from vfio_operator.steps import FORWARD, ROLLBACK, all_reached
 
 # Right after an election agents have not dialled yet; right after another migration the inventory may still show who
 # held a device before: these refusals may be premature.
@@ -132,7 +114,7 @@ def _refusal(observed: Observed) -> Failure | None:
 
 
 def _give_up(observed: Observed) -> Plan:
-    if not rolls_back(observed) and _all(Role.TARGET, Goal.RUNNING)(observed):
+    if not rolls_back(observed) and all_reached(Role.TARGET, Goal.RUNNING)(observed):
         sentence = "every device runs at its target; what could not be released is released later"
         return Plan("GiveUp", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence)
     lost = Reason.ROLLBACK_INCOMPLETE if rolls_back(observed) else Reason.TARGET_LOST_AFTER_COMMIT
@@ -147,292 +129,6 @@ def _give_up(observed: Observed) -> Plan:
     return Plan("GiveUp", Phase.FAILED, (Finish(Phase.FAILED, failure),), failure.message)
 
 
-# -- what the steps are made of
-
-
-def _all(role: Role, goal: Goal) -> Callable[[Observed], bool]:
-    def done(observed: Observed) -> bool:
-        side = observed.side(role)
-        passed = _may_be_missing(observed, role)
-        return bool(side) and all(has_reached(p, goal) or (passed and (_gone(p) or _absent(p))) for p in side)
-
-    return done
-
-
-def _tell(role: Role, goal: Goal) -> Callable[[Observed], tuple[Action, ...]]:
-    def actions(observed: Observed) -> tuple[Action, ...]:
-        return tuple(
-            Send(p.node, role, goal, observed.switchover.decision)
-            for p in observed.side(role)
-            if not has_reached(p, goal) and not _gone(p) and not (_absent(p) and _perhaps_passed(observed, role))
-        )
-
-    return actions
-
-
-def _tell_touched(role: Role, goal: Goal) -> Callable[[Observed], tuple[Action, ...]]:
-    def actions(observed: Observed) -> tuple[Action, ...]:
-        return tuple(
-            Send(p.node, role, goal, observed.switchover.decision)
-            for p in observed.side(role)
-            if _may_hold(observed, p) and not has_reached(p, goal) and not _gone(p)
-        )
-
-    return actions
-
-
-def _all_touched(role: Role, goal: Goal) -> Callable[[Observed], bool]:
-    def done(observed: Observed) -> bool:
-        return all(has_reached(p, goal) or _gone(p) for p in observed.side(role) if _may_hold(observed, p))
-
-    return done
-
-
-def _gone(participant: Participant) -> bool:
-    """Released already: what it says now is only that."""
-    return participant.report is not None and participant.report.reached is Goal.RELEASED
-
-
-def _absent(participant: Participant) -> bool:
-    """Connected, and said in its Hello that it has no session (any more)."""
-    return participant.connected and participant.report is None
-
-
-def _may_be_missing(observed: Observed, role: Role) -> bool:
-    """Whether a session that is not there has been through everything: only in the order in which they are released.
-
-    Sources are released first, after Commit and barrier D. A target without a session is lost as long as a source is
-    still there.
-    """
-    if observed.switchover.decision is not Outcome.COMMIT:
-        return False
-    return role is Role.SOURCE or all(_gone(p) or _absent(p) for p in observed.side(Role.SOURCE))
-
-
-def _perhaps_passed(observed: Observed, role: Role) -> bool:
-    """Whether a session that is not there may have been through everything: nobody is told to be where it was.
-
-    A target is certainly lost only while a source's session is seen to be there; until then its agent is awaited.
-    """
-    if observed.switchover.decision is not Outcome.COMMIT:
-        return False
-    there = any(p.report is not None and not _gone(p) for p in observed.side(Role.SOURCE))
-    return role is Role.SOURCE or not there
-
-
-def _may_hold(observed: Observed, participant: Participant) -> bool:
-    """An agent that has not dialled this leader yet may hold anything that an earlier leader commanded."""
-    return participant.touched or (observed.inherited and not participant.connected)
-
-
-def _targets_blank(observed: Observed) -> bool:
-    # a target that cannot be reached keeps its claim; it is blanked when it comes back
-    return all(has_reached(p, Goal.RELEASED) or not p.connected for p in observed.side(Role.TARGET) if p.touched)
-
-
-def one_node(observed: Observed, role: Role) -> bool:
-    """Whether a side lies on one node, whose agent then runs its barriers locally in one command."""
-    return len(observed.side(role)) == 1
-
-
-def _stopped(observed: Observed) -> bool:
-    # a full set of votes proves that every source was stopped and sent to its end
-    return _all(Role.SOURCE, Goal.STOP_COPY)(observed) or _all(Role.TARGET, Goal.LOADED)(observed)
-
-
-def _quiescent(observed: Observed) -> bool:
-    return one_node(observed, Role.SOURCE) or _all(Role.SOURCE, Goal.QUIESCED)(observed) or _stopped(observed)
-
-
-def _p2p_started(observed: Observed) -> bool:
-    return one_node(observed, Role.TARGET) or _all(Role.TARGET, Goal.RUNNING_P2P)(observed)
-
-
-def _p2p_restored(observed: Observed) -> bool:
-    touched = [p for p in observed.side(Role.SOURCE) if _may_hold(observed, p)]
-    return len(touched) < 2 or _all_touched(Role.SOURCE, Goal.RUNNING_P2P)(observed)
-
-
-def _converged(observed: Observed) -> bool:
-    if observed.switchover.exists:
-        return True
-    if not all(p.connected for p in observed.participants):
-        return False  # what an absent agent said last must not stop the others' devices
-    return converged(observed) or (observed.converge_expired and observed.wish.strategy.switch_over_on_timeout)
-
-
-def claimed_devices(observed: Observed) -> tuple[tuple[str, str], ...]:
-    """(node, address) of every device of the migration, in an order that all migrations share (no deadlocks)."""
-    ends = {(p.source_node, p.source_device) for p in observed.pairs}
-    return tuple(sorted(ends | {(p.target_node, p.target_device) for p in observed.pairs}))
-
-
-def _all_claimed(observed: Observed) -> bool:
-    return len(observed.claims) == len(claimed_devices(observed)) or observed.switchover.exists
-
-
-def _prepare_seconds(_observed: Observed) -> float:
-    return PREPARE_SECONDS
-
-
-def _switchover_seconds(observed: Observed) -> float:
-    return float(observed.wish.strategy.switchover_timeout_seconds)
-
-
-_P, _S, _T = Phase, Role.SOURCE, Role.TARGET
-
-FORWARD: tuple[Step, ...] = (
-    Step("AddFinalizer", _P.PENDING, lambda o: o.has_finalizer, lambda _o: (AddFinalizer(),), "accepted"),
-    Step("PersistPairs", _P.PENDING, lambda o: bool(o.pairs), lambda _o: (PersistPairs(),), "validated"),
-    Step(
-        "Claim",
-        _P.PREPARING,
-        _all_claimed,
-        lambda o: (Claim(claimed_devices(o)),),
-        "reserving {pairs} device pairs",
-    ),
-    Step(
-        "PrepareSources",
-        _P.PREPARING,
-        _all(_S, Goal.PREPARED),
-        _tell(_S, Goal.PREPARED),
-        "preparing sources on {sources}",
-        _prepare_seconds,
-    ),
-    Step(
-        "PrepareTargets",
-        _P.PREPARING,
-        _all(_T, Goal.PREPARED),
-        _tell(_T, Goal.PREPARED),
-        "preparing targets on {targets}",
-        _prepare_seconds,
-    ),
-    Step(
-        "PreCopy",
-        _P.PRE_COPY,
-        _all(_S, Goal.PRE_COPY),
-        _tell(_S, Goal.PRE_COPY),
-        "connecting streams",
-        _prepare_seconds,
-    ),
-    Step("Converge", _P.PRE_COPY, _converged, lambda _o: (), "pre-copy until the downtime limit can be kept"),
-    Step(
-        "BeginSwitchover",
-        _P.SWITCHOVER,
-        lambda o: o.switchover.exists,
-        lambda _o: (CreateSwitchover(),),
-        "recording the switchover",
-    ),
-    Step(
-        "BarrierA",
-        _P.SWITCHOVER,
-        _quiescent,
-        _tell(_S, Goal.QUIESCED),
-        "barrier A: quiescing P2P on {sources}",
-        _switchover_seconds,
-    ),
-    Step(
-        "BarrierB",
-        _P.SWITCHOVER,
-        _stopped,
-        _tell(_S, Goal.STOP_COPY),
-        "barrier B: stopping sources and sending the rest",
-        _switchover_seconds,
-    ),
-    Step(
-        "Vote",
-        _P.SWITCHOVER,
-        _all(_T, Goal.LOADED),
-        lambda _o: (),
-        "waiting for the votes of {targets}",
-        _switchover_seconds,
-    ),
-    Step(
-        "Decide",
-        _P.SWITCHOVER,
-        lambda o: o.switchover.decision is not None,
-        lambda _o: (Decide(Outcome.COMMIT),),
-        "every target has voted: committing",
-    ),
-    Step(
-        "BarrierC",
-        _P.STARTING,
-        _p2p_started,
-        _tell(_T, Goal.RUNNING_P2P),
-        "barrier C: targets to RUNNING_P2P",
-        _prepare_seconds,
-    ),
-    Step(
-        "BarrierD",
-        _P.STARTING,
-        _all(_T, Goal.RUNNING),
-        _tell(_T, Goal.RUNNING),
-        "barrier D: targets to RUNNING",
-        _prepare_seconds,
-    ),
-    Step(
-        "ReleaseSources",
-        _P.STARTING,
-        _all(_S, Goal.RELEASED),
-        _tell(_S, Goal.RELEASED),
-        "releasing the sources",
-        lambda _o: RELEASE_SECONDS,
-    ),
-    Step(
-        "ReleaseTargets",
-        _P.STARTING,
-        _all(_T, Goal.RELEASED),
-        _tell(_T, Goal.RELEASED),
-        "handing the targets over",
-        lambda _o: RELEASE_SECONDS,
-    ),
-    Step("Unclaim", _P.STARTING, lambda o: not o.claims, lambda _o: (Unclaim(),), "dropping the claims"),
-)
-
-ROLLBACK: tuple[Step, ...] = (
-    Step(
-        "Abort",
-        _P.ROLLING_BACK,
-        lambda o: not o.switchover.exists or o.switchover.decision is not None,
-        lambda _o: (Decide(Outcome.ABORT),),
-        "recording the abort: {failure}",
-    ),
-    Step(
-        "RestoreP2P",
-        _P.ROLLING_BACK,
-        _p2p_restored,
-        _tell_touched(_S, Goal.RUNNING_P2P),
-        "rollback barrier: sources to RUNNING_P2P: {failure}",
-        _prepare_seconds,
-    ),
-    Step(
-        "Restore",
-        _P.ROLLING_BACK,
-        _all_touched(_S, Goal.RUNNING),
-        _tell_touched(_S, Goal.RUNNING),
-        "returning sources to RUNNING: {failure}",
-        _prepare_seconds,
-    ),
-    Step(
-        "BlankTargets",
-        _P.ROLLING_BACK,
-        _targets_blank,
-        _tell_touched(_T, Goal.RELEASED),
-        "resetting the targets: {failure}",
-        lambda _o: RELEASE_SECONDS,
-    ),
-    Step(
-        "EndSources",
-        _P.ROLLING_BACK,
-        _all_touched(_S, Goal.RELEASED),
-        _tell_touched(_S, Goal.RELEASED),
-        "ending the source sessions: {failure}",
-        lambda _o: RELEASE_SECONDS,
-    ),
-    Step("Unclaim", _P.ROLLING_BACK, lambda o: not o.claims, lambda _o: (Unclaim(),), "dropping the claims"),
-)
-
-
 def _sentence(step: Step, observed: Observed) -> str:
     failure = first_failure(observed)
     return step.sentence.format(
@@ -440,16 +136,4 @@ def _sentence(step: Step, observed: Observed) -> str:
         sources=", ".join(p.node for p in observed.side(Role.SOURCE)),
         targets=", ".join(p.node for p in observed.side(Role.TARGET)),
         failure=failure.message if failure else "",
-    )
-
-
-def wants_pre_copy(observed: Observed, node: str) -> bool:
-    """Whether the sources on `node` are asked to pre-copy."""
-    if observed.wish.strategy.pre_copy == "Disabled":
-        return False
-    return any(
-        MigrationFlags.PRE_COPY in record.flags
-        for pair in observed.pairs
-        if pair.source_node == node
-        and (record := observed.inventory.get((pair.source_node, pair.source_device))) is not None
     )

@@ -11,9 +11,10 @@ from vfio_api.device import NO_FLAGS, MigrationFlags
 from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
 from vfio_api.types import MigrationKey
+from vfio_operator.actions import Finish
 from vfio_operator.observe import wish_of
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Strategy, Wish
-from vfio_operator.plan import Finish, plan
+from vfio_operator.plan import plan
 from vfio_operator.resolve import refusal
 
 ALL = MigrationFlags.STOP_COPY | MigrationFlags.P2P | MigrationFlags.PRE_COPY

@@ -11,8 +11,9 @@ from vfio_api.errors import Reason
 from vfio_api.models import MigrationStatus
 from vfio_api.models_status import ConditionType, Phase
 from vfio_api.types import DeviceReport, Failure, Goal, MigrationKey, Outcome, Role, SessionReport
+from vfio_operator.actions import Finish, Plan
 from vfio_operator.observed import Observed, Pair, Participant, Switchover, Wish
-from vfio_operator.plan import Finish, Plan, plan
+from vfio_operator.plan import plan
 from vfio_operator.status import Measured, StepTiming, build, outcome_label
 
 NOW, LATER = "2026-05-01T12:00:00.000000Z", "2026-05-01T12:00:09.000000Z"
