@@ -129,15 +129,21 @@ class DataServer:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MILLISECONDS)
-                uid = parse_preamble(bytes(_read_exactly(connection, bytearray(PREAMBLE.size))))
-                expected = self._lookup(uid)
-                with expected.context.wrap_socket(connection, server_side=True) as secure:
-                    check_pin(secure, expected.pinned)
-                    with self._lock:
-                        expected.connections.add(secure)
-                    reader = FrameReader()
-                    inlet = self._greet(secure, reader, expected, uid)
-                    self._load(secure, reader, inlet)
+                with _Deadline(connection) as deadline:
+                    uid = parse_preamble(bytes(_read_exactly(connection, bytearray(PREAMBLE.size))))
+                    expected = self._lookup(uid)
+                    secure = deadline.follow(
+                        expected.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                    )
+                    with contextlib.closing(secure):
+                        secure.do_handshake()
+                        check_pin(secure, expected.pinned)
+                        with self._lock:
+                            expected.connections.add(secure)
+                        reader = FrameReader()
+                        inlet = self._greet(secure, reader, expected, uid)
+                        deadline.met()
+                        self._load(secure, reader, inlet)
         except VFIOMigrationError as error:
             self._report(inlet, error, peer)
         except OSError as error:
@@ -202,6 +208,31 @@ class DataServer:
                 secure.sendall(pack_count(FrameType.ACK, reader.data_bytes))
                 inlet.complete()
                 return
+
+
+class _Deadline:
+    """Cuts a connection that has not introduced itself in time, however it trickles: nobody is known before that."""
+
+    def __init__(self, connection: socket.socket):
+        self._socket = connection
+        self._timer = threading.Timer(HANDSHAKE_SECONDS, lambda: cut(self._socket))
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_Deadline":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.met()
+
+    def follow(self, secure: ssl.SSLSocket) -> ssl.SSLSocket:
+        """TLS has taken the connection over."""
+        self._socket = secure
+        return secure
+
+    def met(self) -> None:
+        """The peer is known."""
+        self._timer.cancel()
 
 
 def _write_all(inlet: Inlet, data: memoryview) -> None:

@@ -392,6 +392,22 @@ def test_garbage_on_the_port_is_harmless(bench: Bench, garbage: bytes) -> None:
     assert target.end() is None
 
 
+def test_a_peer_that_trickles_is_cut_before_it_is_known(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfio_agent.receiver.HANDSHAKE_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", bench.server.port)) as sock:
+        sock.settimeout(0.05)
+        for byte in pack_preamble("u" * 36)[:-1]:  # every byte comes in time, the preamble as a whole does not
+            try:
+                sock.sendall(bytes([byte]))
+                assert sock.recv(1) == b""
+                return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+    raise AssertionError("the connection was never cut")
+
+
 def test_plaintext_after_a_good_preamble_is_harmless(bench: Bench) -> None:
     saving, target = SavingDevice(b"state"), bench.target()
     with socket.create_connection(("127.0.0.1", bench.server.port), PATIENCE) as sock:
