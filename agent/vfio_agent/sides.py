@@ -230,7 +230,6 @@ class TargetSide:
         self._inlets: dict[str, Inlet] = {}
         self._streams: dict[str, DataStream] = {}
         self._loaded: set[str] = set()
-        self._first_byte_at = 0.0
 
     async def before(self, command: Command) -> None:
         """Open and reset the devices; on release, blank what was not started."""

@@ -30,7 +30,6 @@ class Reason(StrEnum):
     STATE_REFUSED = "StateRefused"
     CONVERGENCE_TIMEOUT = "ConvergenceTimeout"
     STEP_TIMEOUT = "StepTimeout"
-    SWITCHOVER_TIMEOUT = "SwitchoverTimeout"
     AGENT_LOST = "AgentLost"
     AGENT_RESTARTED = "AgentRestarted"
     OPERATOR_RESTARTED = "OperatorRestarted"
@@ -64,12 +63,6 @@ class VFIOMigrationError(Exception):
         self.device = device
         if reason is not None:
             self.reason = reason
-
-
-class RefusedError(VFIOMigrationError):
-    """What was asked for cannot be done; nothing was touched."""
-
-    reason = Reason.UNSUPPORTED_SPEC
 
 
 class DeviceError(VFIOMigrationError):
