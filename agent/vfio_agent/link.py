@@ -46,6 +46,7 @@ class Link:
     ):
         self._agent, self._api, self._hello, self._token_file = agent, api, hello, token_file
         self._metrics, self._address = metrics, address
+        self._writing = asyncio.Lock()
 
     async def run(self) -> None:
         """Dial, and dial again after every end; until cancelled."""
@@ -102,14 +103,21 @@ class Link:
         hello = wire.hello_to_wire(self._hello)
         hello.highest_epoch = self._agent.highest_epoch
         hello.sessions.extend(wire.report_to_wire(report) for report in self._agent.reports())
-        await call.write(pb.AgentMessage(hello=hello))
+        await self._write(call, pb.AgentMessage(hello=hello))
         while True:
             for report in await self._agent.next_reports():
-                await call.write(pb.AgentMessage(report=wire.report_to_wire(report)))
+                await self._write(call, pb.AgentMessage(report=wire.report_to_wire(report)))
+
+    async def _write(self, call: Any, message: pb.AgentMessage) -> None:
+        async with self._writing:  # grpc takes one message at a time
+            await call.write(message)
 
     async def _receive(self, call: Any, address: str) -> None:
         async for message in call:
-            await self._incoming(message, address)
+            if message.HasField("ping"):
+                await self._write(call, pb.AgentMessage(pong=message.ping))
+            else:
+                await self._incoming(message, address)
 
     async def _incoming(self, message: pb.OperatorMessage, address: str) -> None:
         if message.HasField("welcome"):

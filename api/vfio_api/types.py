@@ -143,7 +143,8 @@ class SessionReport:
     """A session as its agent sees it; sent after every change and on every new connection.
 
     reached: the last goal that every device of the session is in. backward: it has begun to roll back and will
-    never go forward again.
+    never go forward again. link_bytes_per_second: what all streams of a source session carried together lately
+    while any had something to send (0: not measured).
     """
 
     migration_uid: str
@@ -156,6 +157,7 @@ class SessionReport:
     devices: tuple[DeviceReport, ...] = ()
     failure: Failure | None = None
     timings: tuple[Timing, ...] = ()
+    link_bytes_per_second: int = 0
 
 
 @dataclass(frozen=True, slots=True)

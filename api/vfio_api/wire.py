@@ -135,6 +135,7 @@ def report_to_wire(report: SessionReport) -> pb.SessionReport:
             for d in report.devices
         ],
         timings=[pb.Timing(step=t.step, microseconds=t.microseconds) for t in report.timings],
+        link_bytes_per_second=report.link_bytes_per_second,
     )
     if report.failure is not None:
         f = report.failure
@@ -170,6 +171,7 @@ def report_from_wire(message: pb.SessionReport) -> SessionReport:
         devices=tuple(_device_from_wire(d) for d in message.devices),
         failure=failure,
         timings=tuple(Timing(_text(t.step, "step"), t.microseconds) for t in message.timings),
+        link_bytes_per_second=message.link_bytes_per_second,
     )
 
 

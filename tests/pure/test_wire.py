@@ -82,6 +82,7 @@ reports = st.builds(
     devices=st.lists(devices, max_size=3).map(tuple),
     failure=st.none() | st.builds(Failure, st.sampled_from(Reason), text, text, text, st.integers(0, 4095)),
     timings=st.lists(st.builds(Timing, text, u64), max_size=3).map(tuple),
+    link_bytes_per_second=u64,
 )
 hellos = st.builds(
     AgentHello,

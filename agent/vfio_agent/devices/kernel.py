@@ -69,6 +69,13 @@ class KernelDevice:
         """See Device.data_size."""
         return uapi.get_data_size(self._fds[0])
 
+    def config(self) -> bytes:
+        """See Device.config."""
+        return b""
+
+    def restore_config(self, data: bytes) -> None:
+        """See Device.restore_config."""
+
     def reset(self) -> None:
         """See Device.reset."""
         uapi.device_reset(self._fds[0])

@@ -28,10 +28,14 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class PrecopyInfo:
-    """struct vfio_precopy_info: bytes still to be read of the initial data, and bytes dirtied since."""
+    """struct vfio_precopy_info: bytes still to be read of the initial data, and bytes dirtied since.
+
+    reinit: VFIO_PRECOPY_INFO_REINIT, the device has new initial data, which must be loaded before it is stopped.
+    """
 
     initial_bytes: int
     dirty_bytes: int
+    reinit: bool = False
 
 
 class NoDataError(Exception):
@@ -82,6 +86,18 @@ class Device(Protocol):
 
     def data_size(self) -> int:
         """VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: the estimated stop_copy_length in bytes, in any state."""
+
+    def config(self) -> bytes:
+        """What the device's state does not carry: the PCI config registers set up by its user; b"" if none.
+
+        At most 4 KiB, only for restore_config of a device of the same model. Raises OSError.
+        """
+
+    def restore_config(self, data: bytes) -> None:
+        """Write what `config` gave at the source; after the state was loaded, before RUNNING_P2P.
+
+        Raises OSError, EINVAL for bytes that are no such registers.
+        """
 
     def reset(self) -> None:
         """VFIO_DEVICE_RESET: the only way out of ERROR; leaves the device RUNNING and blank."""

@@ -139,6 +139,13 @@ class SimulatedDevice:
         """Stream bytes that STOP_COPY would (still) produce."""
         return int(self._call("data_size")["bytes"])
 
+    def config(self) -> bytes:
+        """See protocol.Device.config."""
+        return b""
+
+    def restore_config(self, data: bytes) -> None:
+        """See protocol.Device.restore_config."""
+
     def reset(self) -> None:
         """VFIO_DEVICE_RESET: RUNNING and blank."""
         self._call("reset")

@@ -7,20 +7,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "report")
+    __slots__ = ("hello", "report", "pong")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     report: SessionReport
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[SessionReport, _Mapping]] = ...) -> None: ...
+    pong: int
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[SessionReport, _Mapping]] = ..., pong: _Optional[int] = ...) -> None: ...
 
 class OperatorMessage(_message.Message):
-    __slots__ = ("welcome", "command")
+    __slots__ = ("welcome", "command", "ping")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     command: Command
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ...) -> None: ...
+    ping: int
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., ping: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "version", "incarnation", "instance", "data_address", "highest_epoch", "sessions")
@@ -113,7 +117,7 @@ class Peer(_message.Message):
     def __init__(self, node: _Optional[str] = ..., data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class SessionReport(_message.Message):
-    __slots__ = ("migration_uid", "role", "epoch", "sequence", "reached", "backward", "certificate", "devices", "failure", "timings")
+    __slots__ = ("migration_uid", "role", "epoch", "sequence", "reached", "backward", "certificate", "devices", "failure", "timings", "link_bytes_per_second")
     MIGRATION_UID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +128,7 @@ class SessionReport(_message.Message):
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    LINK_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     migration_uid: str
     role: str
     epoch: int
@@ -134,7 +139,8 @@ class SessionReport(_message.Message):
     devices: _containers.RepeatedCompositeFieldContainer[DeviceReport]
     failure: Failure
     timings: _containers.RepeatedCompositeFieldContainer[Timing]
-    def __init__(self, migration_uid: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., reached: _Optional[str] = ..., backward: _Optional[bool] = ..., certificate: _Optional[bytes] = ..., devices: _Optional[_Iterable[_Union[DeviceReport, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ...) -> None: ...
+    link_bytes_per_second: int
+    def __init__(self, migration_uid: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., reached: _Optional[str] = ..., backward: _Optional[bool] = ..., certificate: _Optional[bytes] = ..., devices: _Optional[_Iterable[_Union[DeviceReport, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ..., link_bytes_per_second: _Optional[int] = ...) -> None: ...
 
 class DeviceReport(_message.Message):
     __slots__ = ("name", "address", "state", "flags", "stop_copy_bytes", "initial_bytes", "dirty_bytes", "transferred_bytes", "bytes_per_second", "initial_acknowledged", "drained")
