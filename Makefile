@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # make test KERNEL=0 leaves out the tests that boot guests (they need QEMU and, to install it, root).
 KERNEL ?=
 
-.PHONY: demo test test-fast test-cluster test-kernel lint format generate lock clean help
+.PHONY: bench-convergence bench-size demo test test-fast test-cluster test-kernel lint format generate lock clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -36,6 +36,12 @@ test-cluster: $(STAMP) ## on the real control plane, with simulated devices
 test-kernel: $(STAMP) ## in QEMU guests, with the kernel's mtty devices
 	@$(BIN)/pytest tests/kernel
 
+bench-convergence: $(STAMP) ## which states converge, predicted against actual downtime, memory (about 15 minutes)
+	@PYTHONPATH=hack $(BIN)/python bench/convergence.py
+
+bench-size: $(STAMP) ## one pair against 256: the decision, the status, the downtime
+	@PYTHONPATH=hack $(BIN)/python bench/size.py
+
 lint: $(STAMP) ## ruff, mypy strict, import contracts
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
@@ -51,6 +57,7 @@ generate: $(STAMP) ## stubs from the proto, CRDs from the models, docs from the 
 	  api/vfio_api/v1/agent.proto
 	@$(BIN)/python -m vfio_api.crd crds
 	@$(BIN)/python hack/draw_states.py
+	@$(BIN)/python hack/draw_reference.py
 
 lock: $(STAMP) ## pin requirements/dev.in anew, with hashes and without index URLs
 	@$(BIN)/python -m pip install --quiet pip-tools

@@ -9,12 +9,13 @@ https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resou
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.models import RESOURCES, Column, Resource
+from vfio_api.models_common import TOLD, rule
 
 Schema = dict[str, Any]
 
@@ -24,6 +25,8 @@ _DROPPED = frozenset(
     {"title", "additionalProperties", "$defs", "anyOf", "const", "exclusiveMinimum", "exclusiveMaximum"}
 )
 _INTEGER_OR_STRING = {"integer", "string"}
+# of a value of an enum, where a CEL rule stands for it and has to know what it may cost
+_ENUM_LENGTH = 64
 
 
 def structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
@@ -82,14 +85,41 @@ def _paragraphs(text: str) -> str:
     return "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
 
 
+def _said(schema: Schema) -> Schema:
+    """Return the schema with a CEL rule, which can have a message of ours, for each pattern, enum or bounds that has
+    one."""
+    out = dict(schema)
+    if message := out.pop(TOLD, ""):
+        low, high = out.pop("minimum", None), out.pop("maximum", None)
+        tests = [f"self >= {low}"] if low is not None else []
+        tests += [f"self <= {high}"] if high is not None else []
+        if pattern := out.pop("pattern", ""):
+            tests.append(f"self.matches(r'{pattern}')")
+        if values := out.pop("enum", ()):
+            tests.append(f"self in {list(values)}")
+            out["maxLength"] = _ENUM_LENGTH
+        out["x-kubernetes-validations"] = [*out.get("x-kubernetes-validations", ()), rule(" && ".join(tests), message)]
+    return _each(_said, out)
+
+
+def _plain(schema: Schema) -> Schema:
+    """Return the schema without such messages: only programs write a status, and theirs is checked often."""
+    return _each(_plain, {key: value for key, value in schema.items() if key != TOLD})
+
+
+def _each(change: Callable[[Schema], Schema], schema: Schema) -> Schema:
+    """Return the schema with the change made to everything right below it."""
+    out = dict(schema)
+    if "items" in out:
+        out["items"] = change(out["items"])
+    if "properties" in out:
+        out["properties"] = {name: change(field) for name, field in out["properties"].items()}
+    return out
+
+
 def _without_defaults(schema: Schema) -> Schema:
     """Return the schema without defaults: what nobody reported must not show up in a status."""
-    out = {key: value for key, value in schema.items() if key != "default"}
-    if "items" in out:
-        out["items"] = _without_defaults(out["items"])
-    if "properties" in out:
-        out["properties"] = {name: _without_defaults(field) for name, field in out["properties"].items()}
-    return out
+    return _each(_without_defaults, {key: value for key, value in schema.items() if key != "default"})
 
 
 def _root_schema(model: type[Resource]) -> Schema:
@@ -101,7 +131,8 @@ def _root_schema(model: type[Resource]) -> Schema:
     fields["apiVersion"] = {"type": "string", "description": f"{API_GROUP}/{API_VERSION}"}
     fields["kind"] = {"type": "string", "description": model.__name__}
     fields["metadata"] = {"type": "object"}
-    fields["status"] = _without_defaults(fields["status"])
+    fields["spec"] = _said(fields["spec"])
+    fields["status"] = _plain(_without_defaults(fields["status"]))
     root["required"] = ["spec"]
     return root
 

@@ -3,47 +3,196 @@
 A message names the object, what was expected, what was found, and the next step.
 """
 
-from enum import StrEnum
+from vfio_api.reasons import Word
 
 
-class Reason(StrEnum):
+class Reason(Word):
     """Why something failed: the `reason` of conditions, Events and the label of the outcome metric."""
 
     # refused before anything was touched
-    UNKNOWN_NODE = "UnknownNode"
-    AGENT_NOT_CONNECTED = "AgentNotConnected"
-    UNKNOWN_DEVICE = "UnknownDevice"
-    DEVICE_NOT_MIGRATABLE = "DeviceNotMigratable"
-    DEVICE_CLAIMED = "DeviceClaimed"
-    SOURCE_NOT_HELD = "SourceNotHeld"
-    TARGET_HAS_HOLDER = "TargetHasHolder"
-    SOURCE_EQUALS_TARGET = "SourceEqualsTarget"
-    DUPLICATE_DEVICE = "DuplicateDevice"
-    INCOMPATIBLE_DEVICES = "IncompatibleDevices"
-    P2P_UNSUPPORTED = "P2PUnsupported"
-    PRE_COPY_UNSUPPORTED = "PreCopyUnsupported"
-    UNSUPPORTED_SPEC = "UnsupportedSpec"
+    UNKNOWN_NODE = (
+        "UnknownNode",
+        "A node named in the spec does not exist.",
+        "Correct the name: kubectl get nodes.",
+    )
+    AGENT_NOT_CONNECTED = (
+        "AgentNotConnected",
+        "A node has no agent that is connected to the operator.",
+        "Look at the vfio-agent pod of that node and at its log.",
+    )
+    UNKNOWN_DEVICE = (
+        "UnknownDevice",
+        "A device named in the spec is not on that node.",
+        "Correct the name: kubectl get vfd.",
+    )
+    UNKNOWN_POD = (
+        "UnknownPod",
+        "The pod of the shorthand does not exist in the migration's namespace or runs on no node.",
+        "Correct spec.source.podName: kubectl get pods -o wide.",
+    )
+    NOTHING_TO_MIGRATE = (
+        "NothingToMigrate",
+        "The node or pod of the shorthand has no migratable device that is in use.",
+        "Look at HOLDER in kubectl get vfd, or name the pairs in spec.devices.",
+    )
+    NO_COMPATIBLE_TARGET = (
+        "NoCompatibleTarget",
+        "The target node has no free device of the same kind left for a source device.",
+        "Free a device there, choose another target node, or name the pairs in spec.devices.",
+    )
+    DEVICE_NOT_MIGRATABLE = (
+        "DeviceNotMigratable",
+        "A device or its driver cannot migrate: it does not offer STOP_COPY.",
+        "Bind the device to a driver that can migrate, or leave it out.",
+    )
+    DEVICE_CLAIMED = (
+        "DeviceClaimed",
+        "Another migration has reserved a device.",
+        "Wait until that migration is finished, or cancel it.",
+    )
+    SOURCE_NOT_HELD = (
+        "SourceNotHeld",
+        "A source device is not open, so it carries no state.",
+        "Have the workload open it through the agent's socket first.",
+    )
+    TARGET_HAS_HOLDER = (
+        "TargetHasHolder",
+        "A target device is in use, and loading would overwrite its state.",
+        "Choose a free device, or close this one.",
+    )
+    SOURCE_EQUALS_TARGET = (
+        "SourceEqualsTarget",
+        "Source and target of a pair are the same device.",
+        "Name another device or another node as the target.",
+    )
+    DUPLICATE_DEVICE = (
+        "DuplicateDevice",
+        "A device appears more than once in the migration.",
+        "Name every device once.",
+    )
+    INCOMPATIBLE_DEVICES = (
+        "IncompatibleDevices",
+        "Source and target of a pair differ in driver, model or migration flags.",
+        "Choose a target of the same kind; the message names what differs.",
+    )
+    P2P_UNSUPPORTED = (
+        "P2PUnsupported",
+        "Several devices migrate together, and one of them does not support P2P.",
+        "Migrate that device alone.",
+    )
+    PRE_COPY_UNSUPPORTED = (
+        "PreCopyUnsupported",
+        "preCopy is Required, and a device does not support it.",
+        "Use preCopy: Auto.",
+    )
+    UNSUPPORTED_SPEC = (
+        "UnsupportedSpec",
+        "The spec asks for what this version of the operator cannot do.",
+        "Change what the message names.",
+    )
+    FORBIDDEN_DEVICE = (
+        "ForbiddenDevice",
+        "Who asked for the migration may not use one of its devices.",
+        "Ask an administrator for the verb use on that vfiodevices object.",
+    )
+    REQUESTER_UNKNOWN = (
+        "RequesterUnknown",
+        "The API server did not record who asked for the migration, so no right can be checked.",
+        "Ask an administrator whether the chart's admission policies are installed, then create it anew.",
+    )
     # failed on the way, rolled back
-    ARC_FAILED = "ArcFailed"
-    DEVICE_LOST = "DeviceLost"
-    STREAM_BROKEN = "StreamBroken"
-    STATE_REFUSED = "StateRefused"
-    CONVERGENCE_TIMEOUT = "ConvergenceTimeout"
-    STEP_TIMEOUT = "StepTimeout"
-    AGENT_LOST = "AgentLost"
-    AGENT_RESTARTED = "AgentRestarted"
-    OPERATOR_RESTARTED = "OperatorRestarted"
-    STALE_EPOCH = "StaleEpoch"
-    COMMAND_REFUSED = "CommandRefused"
-    FRAME_INVALID = "FrameInvalid"
-    PEER_REFUSED = "PeerRefused"
-    INTERNAL_ERROR = "InternalError"
+    ARC_FAILED = (
+        "ArcFailed",
+        "A device refused a change of its migration state.",
+        "Look at the device, arc and errno in the message, and at the kernel log of its node.",
+    )
+    DEVICE_LOST = (
+        "DeviceLost",
+        "A device could not be opened, or is no longer held by its agent.",
+        "Look at the device's driver and at the keeper on its node.",
+    )
+    STREAM_BROKEN = (
+        "StreamBroken",
+        "A data stream between two agents broke or stalled.",
+        "Look at the network between the nodes and at both agents' logs, then try again.",
+    )
+    STATE_REFUSED = (
+        "StateRefused",
+        "A target device refused the state that it was given.",
+        "Compare driver and firmware versions of both devices; choose another target.",
+    )
+    CONVERGENCE_TIMEOUT = (
+        "ConvergenceTimeout",
+        "Pre-copy did not bring the forecast within the downtime limit in time.",
+        "Raise downtimeLimitMilliseconds or the bandwidth limit, or set onConvergenceTimeout: Switchover.",
+    )
+    STEP_TIMEOUT = (
+        "StepTimeout",
+        "A step was not done in its time, although every agent was connected.",
+        "Look at the log of the agent that the message names, then try again.",
+    )
+    AGENT_LOST = (
+        "AgentLost",
+        "An agent lost its connection to the operator during a step.",
+        "Look at the vfio-agent pod and the network of that node, then try again.",
+    )
+    AGENT_RESTARTED = (
+        "AgentRestarted",
+        "An agent restarted during the migration; its data streams were gone.",
+        "Try again when its pod is stable.",
+    )
+    OPERATOR_RESTARTED = (
+        "OperatorRestarted",
+        "An earlier leader of the operator was rolling back when it ended.",
+        "Look at the Events and at the earlier leader's log, then try again.",
+    )
+    STALE_EPOCH = (
+        "StaleEpoch",
+        "A command came from a leader that had been replaced.",
+        "Nothing for one; if it repeats, look for a second operator.",
+    )
+    COMMAND_REFUSED = (
+        "CommandRefused",
+        "An agent refused a command that its state does not allow.",
+        "Look at the agent's log; report it if it repeats.",
+    )
+    FRAME_INVALID = (
+        "FrameInvalid",
+        "A data stream carried what is no legal frame.",
+        "Compare the agents' versions; report it if it repeats.",
+    )
+    PEER_REFUSED = (
+        "PeerRefused",
+        "A data connection came from somebody other than the expected agent.",
+        "Look for a proxy between the nodes, and for two agents on one node.",
+    )
+    INTERNAL_ERROR = (
+        "InternalError",
+        "A bug in the agent or the operator.",
+        "Report it with the log that the message names.",
+    )
     # asked for by the user
-    CANCELLED = "Cancelled"
+    CANCELLED = (
+        "Cancelled",
+        "spec.cancel was set, or the migration was deleted, before the decision; every source runs on.",
+        "Nothing; create a new VFIOMigration to try again.",
+    )
     # honest exceptions
-    SOURCE_STATE_LOST = "SourceStateLost"
-    TARGET_LOST_AFTER_COMMIT = "TargetLostAfterCommit"
-    ROLLBACK_INCOMPLETE = "RollbackIncomplete"
+    SOURCE_STATE_LOST = (
+        "SourceStateLost",
+        "A source device fell into ERROR or was closed, and its state is gone.",
+        "Restart the workload, which must set the device up anew.",
+    )
+    TARGET_LOST_AFTER_COMMIT = (
+        "TargetLostAfterCommit",
+        "A target failed after the decision was Commit.",
+        "Look at the target's node; restart the workload there if the device does not come back.",
+    )
+    ROLLBACK_INCOMPLETE = (
+        "RollbackIncomplete",
+        "It was rolled back, but not every device could be returned to its state.",
+        "Look at status.devices and the agents' logs; restart the workload if a source does not run.",
+    )
 
 
 class VFIOMigrationError(Exception):

@@ -21,11 +21,58 @@ INT32_MAX = 2**31 - 1
 
 _LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 
-DnsLabel = Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{_LABEL}$")]
-DnsSubdomain = Annotated[str, Field(min_length=1, max_length=253, pattern=rf"^{_LABEL}(\.{_LABEL})*$")]
+# In a schema: what the user is told in place of the API server's own words for a pattern, an enum or bounds.
+TOLD = "x-told"
+
+
+def told(message: str) -> dict[str, Any]:
+    """JSON schema of a field that is refused in these words; `crd` makes a CEL rule of it."""
+    return {TOLD: message}
+
+
+def whole_number(least: int, most: int, unit: str) -> Any:
+    """Bounds of a number of `unit`, refused in words that have the unit and no float ("3.6e+06")."""
+    words = f"must be a whole number of {unit}, greater than or equal to {least} and at most {most}"
+    return Field(ge=least, le=most, json_schema_extra=told(words))
+
+
+DnsLabel = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=63,
+        pattern=f"^{_LABEL}$",
+        json_schema_extra=told(
+            "must be a name of lower-case letters, digits and '-', with a letter or digit at both ends, such as gpu0"
+        ),
+    ),
+]
+DnsSubdomain = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        pattern=rf"^{_LABEL}(\.{_LABEL})*$",
+        json_schema_extra=told(
+            "must be the name of an object as kubectl get shows it: lower-case letters, digits, '-' and '.', with a "
+            "letter or digit at both ends"
+        ),
+    ),
+]
 NodeName = DnsSubdomain
 # PCI address, mdev UUID or a simple name: as sysfs spells them, so lower case, and never a path.
-DeviceAddress = Annotated[str, Field(min_length=1, max_length=64, pattern="^[a-z0-9]+([:._-][a-z0-9]+)*$")]
+DeviceAddress = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=64,
+        pattern="^[a-z0-9]+([:._-][a-z0-9]+)*$",
+        json_schema_extra=told(
+            "must be a device as kubectl get vfd shows it, in lower case and without a path: a PCI address such as "
+            "0000:3b:00.2, an mdev UUID or a simple name"
+        ),
+    ),
+]
 Uid = Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{_LABEL}$")]
 ShortText = Annotated[str, Field(max_length=253)]
 Message = Annotated[str, Field(max_length=4096)]
@@ -44,13 +91,16 @@ LIST_SET: dict[str, Any] = {"x-kubernetes-list-type": "set"}
 LIST_ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 
 
-def rule(cel: str, message: str, *, path: str = "", forbidden: bool = False) -> dict[str, str]:
+def rule(cel: str, message: str, *, path: str = "", forbidden: bool = False, found: str = "") -> dict[str, str]:
     """One x-kubernetes-validations entry.
 
     `path` (".spec.mode") is the field that the user's error names; `forbidden` makes it read "Forbidden"
-    instead of "Invalid value", which would print the object.
+    instead of "Invalid value", which would print the object. `found` is a CEL expression for what stands behind the
+    message; no sum, since the API server thinks that the size of one has no bound.
     """
     entry = {"rule": cel, "message": message}
+    if found:
+        entry["messageExpression"] = f"'{message}; found ' + {found}"
     if path:
         entry["fieldPath"] = path
     if forbidden:

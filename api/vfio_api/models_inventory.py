@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from vfio_api.models_common import (
     LIST_SET,
     Column,
+    Count,
     CrdInfo,
     DeviceAddress,
     DnsLabel,
@@ -104,6 +105,9 @@ class DeviceStatus(Model):
     holder: Annotated[str, Field(max_length=512)] | None = None
     """Who has live state in the device; absent if nobody has. A target must have no holder, a source must
     have one."""
+    stop_copy_bytes: Count | None = None
+    """About how many bytes the device would give if it were stopped now, as its driver estimates; to two digits.
+    Absent unless an agent has it open."""
     message: Message | None = None
     """What is wrong with the device or why it cannot migrate, in one sentence for people."""
 
@@ -140,9 +144,10 @@ class VFIODevice(Resource):
             rule(
                 "!has(oldSelf.spec.claimRef) || !has(self.spec.claimRef) || "
                 "self.spec.claimRef == oldSelf.spec.claimRef",
-                "the device is claimed by another migration: that claim must be removed first",
+                "the device is claimed by another migration; wait for it to finish, or cancel it",
                 path=".spec.claimRef",
                 forbidden=True,
+                found="oldSelf.spec.claimRef.name",
             ),
         )
     )

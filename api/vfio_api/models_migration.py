@@ -20,11 +20,14 @@ from vfio_api.models_common import (
     list_map,
     rule,
     rules,
+    told,
+    whole_number,
 )
 from vfio_api.models_status import MigrationStatus
 from vfio_api.quantity import MAX_BYTES, MAX_LENGTH, PATTERN, parse_quantity
 
 _AGAIN = "create a new VFIOMigration"
+_NO_POST_COPY = "VFIO has no post-copy"
 
 
 class Mode(StrEnum):
@@ -77,10 +80,34 @@ BytesQuantity = Annotated[
                     f"self.matches(r'{PATTERN}') && isQuantity(self) && "
                     "quantity(self).isGreaterThan(quantity('0')) && "
                     f"!quantity(self).isGreaterThan(quantity('{MAX_BYTES}'))",
-                    "must be a number of bytes, more than 0 and at most 1Ei, such as 1024, 500M or 1.5Gi",
+                    "must be a number of bytes, more than 0 and at most 1Ei, such as 1024, 500M or 1.5Gi; units are "
+                    "k, M, G, T, P, E or Ki to Ei, without a space, B or bit",
                 )
             ],
         }
+    ),
+]
+
+
+def _never(value: bool) -> bool:
+    """Refuse what VFIO does not have."""
+    if value:
+        raise ValueError(f"{_NO_POST_COPY}: leave it out, and use preCopy")
+    return value
+
+
+PostCopy = Annotated[
+    bool,
+    AfterValidator(_never),
+    Field(
+        json_schema_extra=rules(
+            rule(
+                "!self",
+                f"{_NO_POST_COPY}: a device cannot run at the target before all of its state is there; leave postCopy "
+                "out, and use preCopy to copy while the device runs at the source",
+                forbidden=True,
+            )
+        )
     ),
 ]
 
@@ -112,7 +139,11 @@ class SourceSelector(Model):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            rule("has(self.nodeName) != has(self.podName)", "give either nodeName or podName, not both")
+            rule(
+                "has(self.nodeName) != has(self.podName)",
+                "give either nodeName or podName, not both",
+                found="(has(self.nodeName) ? 'both' : 'neither')",
+            )
         )
     )
 
@@ -147,20 +178,24 @@ class Workload(Model):
 class Strategy(Model):
     """Limits, and what to do when they are reached."""
 
-    downtime_limit_milliseconds: Annotated[int, Field(ge=1, le=3_600_000)] = 300
+    downtime_limit_milliseconds: Annotated[int, whole_number(1, 3_600_000, "milliseconds")] = 300
     """Longest downtime to plan for, in milliseconds: the switchover begins once the forecast is within it."""
-    pre_copy: PreCopy = PreCopy.AUTO
+    pre_copy: Annotated[
+        PreCopy, Field(json_schema_extra=told(f"must be Auto, Required or Disabled; {_NO_POST_COPY}"))
+    ] = PreCopy.AUTO
     """Whether state is copied while devices run. Auto: with devices that can. Required: a device that cannot
     is refused. Disabled: never, so that all of the state is copied within the downtime. There is no
     post-copy: VFIO has none."""
-    convergence_timeout_seconds: Annotated[int, Field(ge=1, le=604_800)] = 300
+    post_copy: PostCopy | None = None
+    """Cannot be true, since VFIO has no post-copy; the field is here so that who asks for it is told."""
+    convergence_timeout_seconds: Annotated[int, whole_number(1, 604_800, "seconds")] = 300
     """Longest time that pre-copy may take to bring the forecast within the downtime limit, in seconds."""
     on_convergence_timeout: OnConvergenceTimeout = OnConvergenceTimeout.ABORT
     """What happens after convergenceTimeoutSeconds. Abort: the migration fails and the sources run on.
     Switchover: it goes on, with a longer downtime than asked for."""
     switchover_ack: bool = True
     """Whether no source is stopped before its initial bytes are loaded at the target."""
-    switchover_timeout_seconds: Annotated[int, Field(ge=1, le=3_600)] = 30
+    switchover_timeout_seconds: Annotated[int, whole_number(1, 3_600, "seconds")] = 30
     """Longest time from the beginning of the switchover to the decision, in seconds. After it, a source node
     that hears nothing asks for Abort by itself."""
     bandwidth_limit_bytes_per_second: BytesQuantity | None = None
@@ -182,6 +217,11 @@ class MigrationSpec(Model):
             rule(
                 "has(self.devices) ? !has(self.source) && !has(self.target) : has(self.source) && has(self.target)",
                 "give either devices, or both source and target",
+                found="(has(self.devices) ? "
+                "(!has(self.source) ? 'devices and target' : !has(self.target) ? 'devices and source' "
+                ": 'all three') "
+                ": has(self.source) ? 'source only' : has(self.target) ? 'target only' "
+                ": 'none of them')",
             )
         )
     )
@@ -200,13 +240,20 @@ class MigrationSpec(Model):
     """The user of the devices, to be paused for the switchover. Without it, only devices are dealt with."""
     strategy: Strategy = Strategy()
     """Limits, and what to do when they are reached."""
-    mode: Mode = Mode.MIGRATE
+    mode: Annotated[
+        Mode,
+        Field(
+            json_schema_extra=told(
+                f"must be Migrate, Plan or Rehearse; how to copy is strategy.preCopy, {_NO_POST_COPY}"
+            )
+        ),
+    ] = Mode.MIGRATE
     """Migrate: move the state. Plan: check and predict, touch nothing. Rehearse: all up to convergence with
     the real target, then the sources run on; it measures rates and predicts the downtime."""
     cancel: bool = False
     """Set it to true to cancel the migration, which works until the decision is Commit. It cannot be taken
     back."""
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    ttl_seconds_after_finished: Annotated[int, whole_number(0, INT32_MAX, "seconds")] | None = None
     """Seconds after which the finished migration is deleted. Without it, it is kept."""
 
 

@@ -18,6 +18,7 @@ from vfio_api.models_common import (
     StateName,
     list_map,
 )
+from vfio_api.reasons import Word
 
 
 class Phase(StrEnum):
@@ -34,16 +35,36 @@ class Phase(StrEnum):
     CANCELLED = "Cancelled"
 
 
-class ConditionType(StrEnum):
+class ConditionType(Word):
     """The conditions of a migration."""
 
-    VALIDATED = "Validated"
-    PREPARED = "Prepared"
-    CONVERGED = "Converged"
-    QUIESCED = "Quiesced"
-    COMMITTED = "Committed"
-    FINISHED = "Finished"
-    SUCCEEDED = "Succeeded"
+    VALIDATED = (
+        "Validated",
+        "Everything was checked, and nothing was touched yet.",
+        "If False, correct what is named.",
+    )
+    PREPARED = ("Prepared", "Sources are held and targets wait for state.", "If it lasts, look at the agents' logs.")
+    CONVERGED = (
+        "Converged",
+        "The targets have the initial bytes and the forecast is within the downtime limit.",
+        "If it lasts, look at the forecast in its message.",
+    )
+    QUIESCED = ("Quiesced", "Barrier A has passed: no source device starts a P2P transaction.", "Nothing.")
+    COMMITTED = (
+        "Committed",
+        "The decision is Commit: the targets start and the sources never run again.",
+        "Nothing; it cannot be cancelled any more.",
+    )
+    FINISHED = (
+        "Finished",
+        "It has ended, one way or the other.",
+        "Wait for it: kubectl wait --for=condition=Finished.",
+    )
+    SUCCEEDED = (
+        "Succeeded",
+        "Whether it did what was asked for; Unknown until it is finished.",
+        "If False, its reason and message say why and what to do.",
+    )
 
 
 class PairStatus(Model):
@@ -68,6 +89,19 @@ class DeviceProgress(Model):
     """Migration state of the target device, as the VFIO uAPI names it; absent if unknown."""
     bytes: Count = 0
     """Bytes of state loaded at the target so far."""
+
+
+class PairFeasibility(Model):
+    """Whether one pair could be migrated; of mode Plan."""
+
+    name: DnsLabel
+    """Name of the pair."""
+    feasible: bool
+    """Whether nothing speaks against it."""
+    reason: Annotated[str, Field(min_length=1, max_length=64, pattern="^[A-Za-z][A-Za-z0-9]*$")] | None = None
+    """What speaks against it, in one CamelCase word for programs; absent if nothing does."""
+    message: Annotated[str, Field(max_length=1024)] | None = None
+    """What speaks against it, for people; absent if nothing does."""
 
 
 class StepTiming(Model):
@@ -110,6 +144,8 @@ class MigrationStatus(Model):
     """The pairs as resolved when the migration was prepared."""
     devices: Annotated[tuple[DeviceProgress, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)] = ()
     """How far each pair has come."""
+    feasibility: Annotated[tuple[PairFeasibility, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)] = ()
+    """Of mode Plan: whether each pair could be migrated, and why not."""
     timings: Annotated[tuple[StepTiming, ...], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] = ()
     """How long each step took, in the order in which they happened."""
     downtime_microseconds: Count | None = None

@@ -77,10 +77,11 @@ class VFIOSwitchover(Resource):
                 "status.decision is written once: read it back and obey it",
                 path=".status.decision",
                 forbidden=True,
+                found="oldSelf.status.decision.outcome",
             ),
             rule(
                 "self.spec == oldSelf.spec",
-                "spec cannot be changed after creation",
+                "spec cannot be changed after creation: every switchover has an object of its own",
                 path=".spec",
                 forbidden=True,
             ),

@@ -3,6 +3,10 @@
 API = "vfiomigration.io"
 FINALIZER = f"{API}/migration"
 FINISHED_LABEL = f"{API}/finished"
+# Who created a VFIOMigration: written by admission, never by hand (the policies of the chart).
+REQUESTER_ANNOTATION = f"{API}/requester"
+REQUESTER_POLICY = "vfio-migration-requester"
+DEVICE_USER_ROLE = "vfio-device-user"
 LEASE_NAME = "vfio-operator"
 ADDRESS_ANNOTATION = f"{API}/leader-address"
 EPOCH_ANNOTATION = f"{API}/epoch"

@@ -60,9 +60,15 @@ REFUSED: dict[str, tuple[Object, tuple[str, ...]]] = {
     "unknown-field": (changed("postCopy", True, ONE), ('strict decoding error: unknown field "spec.postCopy"',)),
     "post-copy": (
         changed("strategy.preCopy", "PostCopy", ONE),
-        ('spec.strategy.preCopy: Unsupported value: "PostCopy": supported values: "Auto", "Required", "Disabled"',),
+        (
+            'spec.strategy.preCopy: Invalid value: "PostCopy": must be Auto, Required or Disabled; VFIO has no '
+            "post-copy",
+        ),
     ),
-    "unknown-mode": (changed("mode", "Copy", ONE), ('spec.mode: Unsupported value: "Copy"',)),
+    "unknown-mode": (
+        changed("mode", "Copy", ONE),
+        ('spec.mode: Invalid value: "Copy": must be Migrate, Plan or Rehearse',),
+    ),
     "257-pairs": (
         changed("devices", [pair(f"d{i}") for i in range(257)], ONE),
         ("spec.devices: Too many: 257: must have at most 256 items",),
