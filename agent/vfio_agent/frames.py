@@ -1,8 +1,9 @@
 """The format of a data stream, without I/O: what may follow what, and how long it may be.
 
-A stream is HELLO, then DATA and INITIAL in any order, then END; nothing after. Back flow ACKs. Every frame is an
-8-byte header (type, three zero bytes, payload length, big-endian) and its payload. Payloads of DATA never pass
-through this module: the reader takes a header here, then receives the payload straight into the device's buffer.
+A stream is HELLO, perhaps PROBEs and their PROBED, then DATA and INITIAL in any order, perhaps a CONFIG, then END;
+nothing after. Back flow ACKs. Every frame is an 8-byte header (type, three zero bytes, payload length, big-endian) and
+its payload. Payloads of DATA never pass through this module: the reader takes a header here, then receives the payload
+straight into the device's buffer.
 """
 
 import json
@@ -19,6 +20,15 @@ PREAMBLE = struct.Struct("!4s36s")  # magic, migration UID: which session's TLS 
 MAGIC = b"VFM1"
 MAX_DATA = 1 << 20
 MAX_HELLO = 4096
+MAX_CONFIG = 4096
+MAX_PROBE = 1 << 20  # bytes of one PROBE
+MAX_PROBES = 4 << 20  # bytes of all PROBEs of a stream
+_BUFFERS = 64 << 20  # bytes of memory that the streams of a session share, at either end
+
+
+def buffer_bytes(streams: int) -> int:
+    """How large the buffer of each of so many streams of a session may be: all of them stay bounded together."""
+    return max(64 * 1024, min(MAX_DATA, _BUFFERS // max(1, streams)))
 
 
 class FrameType(IntEnum):
@@ -28,7 +38,10 @@ class FrameType(IntEnum):
     DATA = 2  # device state as the device gave it; byte order is kept, segmentation is not
     INITIAL = 3  # everything before this is the initial data; acknowledge when it is LOADED
     END = 4  # the number of DATA bytes of the whole stream
-    ACK = 5  # target to source: the number of DATA bytes loaded into the device
+    ACK = 5  # target to source: the number of DATA bytes loaded into the device, or of PROBE bytes that came
+    PROBE = 6  # incompressible bytes to measure the link with; the target discards them
+    PROBED = 7  # the number of PROBE bytes of the whole stream; acknowledge that they came
+    CONFIG = 8  # Device.config: what the device state does not carry
 
 
 _LENGTHS: dict[FrameType, tuple[int, int]] = {
@@ -37,12 +50,19 @@ _LENGTHS: dict[FrameType, tuple[int, int]] = {
     FrameType.INITIAL: (COUNT.size, COUNT.size),
     FrameType.END: (COUNT.size, COUNT.size),
     FrameType.ACK: (COUNT.size, COUNT.size),
+    FrameType.PROBE: (1, MAX_PROBE),
+    FrameType.PROBED: (COUNT.size, COUNT.size),
+    FrameType.CONFIG: (1, MAX_CONFIG),
 }
+_STATE = frozenset({FrameType.DATA, FrameType.INITIAL, FrameType.CONFIG, FrameType.END})
 _FOLLOWERS: dict[FrameType | None, frozenset[FrameType]] = {
     None: frozenset({FrameType.HELLO}),
-    FrameType.HELLO: frozenset({FrameType.DATA, FrameType.INITIAL, FrameType.END}),
-    FrameType.DATA: frozenset({FrameType.DATA, FrameType.INITIAL, FrameType.END}),
-    FrameType.INITIAL: frozenset({FrameType.DATA, FrameType.INITIAL, FrameType.END}),
+    FrameType.HELLO: _STATE | {FrameType.PROBE},
+    FrameType.PROBE: frozenset({FrameType.PROBE, FrameType.PROBED}),
+    FrameType.PROBED: _STATE,
+    FrameType.DATA: _STATE,
+    FrameType.INITIAL: _STATE,
+    FrameType.CONFIG: frozenset({FrameType.END}),
     FrameType.END: frozenset(),
 }
 
@@ -62,6 +82,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._last: FrameType | None = None
         self.data_bytes = 0
+        self.probe_bytes = 0
 
     def header(self, raw: bytes | bytearray | memoryview) -> tuple[FrameType, int]:
         """Take a frame's 8-byte header; returns its type and the length of the payload that follows.
@@ -81,10 +102,21 @@ class FrameReader:
         low, high = _LENGTHS[kind]
         if not low <= length <= high:
             raise FrameError(f"frame {kind.name} has {length} bytes of payload, allowed are {low} to {high}")
+        if kind is FrameType.PROBE and self.probe_bytes + length > MAX_PROBES:
+            raise FrameError(f"a stream is probed with at most {MAX_PROBES} bytes, more came")
         self._last = kind
         if kind is FrameType.DATA:
             self.data_bytes += length
+        elif kind is FrameType.PROBE:
+            self.probe_bytes += length
         return kind, length
+
+    def probed(self, payload: bytes | bytearray | memoryview) -> int:
+        """Take PROBED's payload: the bytes to acknowledge. Raises FrameError unless that is what came."""
+        (count,) = COUNT.unpack(payload)
+        if count != self.probe_bytes:
+            raise FrameError(f"the source probed with {count} bytes, {self.probe_bytes} were received")
+        return int(count)
 
     def end(self, payload: bytes | bytearray | memoryview) -> None:
         """Take END's payload. Raises FrameError unless its count is the DATA bytes that were received."""
@@ -119,8 +151,15 @@ def parse_hello(payload: bytes | bytearray | memoryview) -> StreamHello:
 
 
 def pack_count(kind: FrameType, count: int) -> bytes:
-    """A whole INITIAL, END or ACK frame."""
+    """A whole INITIAL, END, ACK or PROBED frame."""
     return HEADER.pack(kind, COUNT.size) + COUNT.pack(count)
+
+
+def pack_config(config: bytes) -> bytes:
+    """A whole CONFIG frame. Raises FrameError for bytes that are none or too many."""
+    if not 0 < len(config) <= MAX_CONFIG:
+        raise FrameError(f"a CONFIG frame carries 1 to {MAX_CONFIG} bytes, not {len(config)}")
+    return HEADER.pack(FrameType.CONFIG, len(config)) + config
 
 
 def parse_ack(raw: bytes | bytearray | memoryview, expected: int) -> None:

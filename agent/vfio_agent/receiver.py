@@ -11,19 +11,21 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from errno import ENODEV
 from typing import TypeVar
 
 import structlog
 
+from vfio_agent.advice import advice
 from vfio_agent.datatls import check_pin, cut
 from vfio_agent.devices.protocol import DataStream
 from vfio_agent.frames import (
     HEADER,
-    MAX_DATA,
     MAX_HELLO,
     PREAMBLE,
     FrameReader,
     FrameType,
+    buffer_bytes,
     pack_count,
     parse_hello,
     parse_preamble,
@@ -40,13 +42,13 @@ _Buffer = TypeVar("_Buffer", bytearray, memoryview)
 
 @dataclass(slots=True)
 class Inlet:
-    """Where one device's state goes. `complete` is called once, in the receiving thread, after END; `failed` with
-    what went wrong. `loaded_bytes` counts what the device took.
+    """Where one device's state goes. `complete` is called once, in the receiving thread, after END, with what CONFIG
+    carried (b"" if there was none); `failed` with what went wrong. `loaded_bytes` counts what the device took.
     """
 
     device: str
     stream: DataStream
-    complete: Callable[[], None]
+    complete: Callable[[bytes], None]
     failed: Callable[[VFIOMigrationError], None]
     loaded_bytes: int = 0
     taken: bool = False
@@ -143,7 +145,7 @@ class DataServer:
                         reader = FrameReader()
                         inlet = self._greet(secure, reader, expected, uid)
                         deadline.met()
-                        self._load(secure, reader, inlet)
+                        self._load(secure, reader, inlet, buffer_bytes(len(expected.inlets)))
         except VFIOMigrationError as error:
             self._report(inlet, error, peer)
         except OSError as error:
@@ -187,26 +189,38 @@ class DataServer:
         secure.sendall(pack_count(FrameType.ACK, 0))
         return inlet
 
-    def _load(self, secure: ssl.SSLSocket, reader: FrameReader, inlet: Inlet) -> None:
-        buffer = memoryview(bytearray(MAX_DATA))
-        head = bytearray(HEADER.size)
+    def _pass_on(self, secure: ssl.SSLSocket, buffer: memoryview, length: int, inlet: Inlet | None) -> None:
+        """A payload of any length goes through the buffer to the device, or nowhere."""
+        while length:
+            part = _read_exactly(secure, buffer[: min(length, len(buffer))])
+            if inlet is not None:
+                _write_all(inlet, part)
+            length -= len(part)
+
+    def _load(self, secure: ssl.SSLSocket, reader: FrameReader, inlet: Inlet, room: int) -> None:
+        buffer = memoryview(bytearray(room))
+        head, config = bytearray(HEADER.size), b""
         while True:
             # between frames the source may have nothing to say for as long as its session lives (the session's end
             # closes this connection, a dead peer is found by keep-alive); within a frame it may not stall
             secure.settimeout(None)
             kind, length = reader.header(_read_exactly(secure, head))
             secure.settimeout(STALL_SECONDS)
-            payload = buffer[:length]
-            _read_exactly(secure, payload)
-            if kind is FrameType.DATA:
-                _write_all(inlet, payload)
-            elif kind is FrameType.INITIAL:
+            if kind in (FrameType.DATA, FrameType.PROBE):
+                self._pass_on(secure, buffer, length, inlet if kind is FrameType.DATA else None)
+                continue
+            payload = _read_exactly(secure, buffer[:length])
+            if kind is FrameType.INITIAL:
                 secure.sendall(pack_count(FrameType.ACK, reader.initial(payload)))
+            elif kind is FrameType.PROBED:
+                secure.sendall(pack_count(FrameType.ACK, reader.probed(payload)))
+            elif kind is FrameType.CONFIG:
+                config = bytes(payload)
             elif kind is FrameType.END:
                 reader.end(payload)
                 # acknowledge first: the source's part ends here, validating is the target's own
                 secure.sendall(pack_count(FrameType.ACK, reader.data_bytes))
-                inlet.complete()
+                inlet.complete(config)
                 return
 
 
@@ -241,14 +255,16 @@ def _write_all(inlet: Inlet, data: memoryview) -> None:
             count = inlet.stream.write(data)
         except OSError as error:
             raise DeviceError(
-                f"device {inlet.device}: it refused state at byte {inlet.loaded_bytes}: {error}",
-                reason=Reason.STATE_REFUSED,
+                f"device {inlet.device}: it refused state at byte {inlet.loaded_bytes}: {error}; {advice(error.errno)}",
+                reason=Reason.DEVICE_LOST if error.errno == ENODEV else Reason.STATE_REFUSED,
                 device=inlet.device,
                 arc="RESUMING",
                 errno=error.errno or 0,
             ) from error
         if count <= 0:
-            raise DeviceError(f"device {inlet.device}: it took no bytes", device=inlet.device)
+            raise DeviceError(
+                f"device {inlet.device}: it took no bytes", reason=Reason.STATE_REFUSED, device=inlet.device
+            )
         inlet.loaded_bytes += count
         data = data[count:]
 

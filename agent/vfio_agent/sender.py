@@ -5,37 +5,35 @@ in pre-copy it sends until the device has nothing for now, and then polls; once 
 it sends to the end. One buffer, no allocation per chunk, and the socket's back-pressure reaches the device's read.
 """
 
-import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from errno import EINVAL, ENODEV, ENOMSG, ENOTTY
 
-from vfio_agent.datatls import check_pin, cut
+from vfio_agent.advice import advice
 from vfio_agent.devices.protocol import DataStream, NoDataError
-from vfio_agent.frames import (
-    COUNT,
-    HEADER,
-    MAX_DATA,
-    FrameType,
-    StreamHello,
-    pack_count,
-    pack_hello,
-    pack_preamble,
-    parse_ack,
-)
+from vfio_agent.frames import HEADER, MAX_CONFIG, FrameType, StreamHello, buffer_bytes, pack_config, pack_count
+from vfio_agent.linkrate import LinkMeter
+from vfio_agent.outlet import Outlet, Route
 from vfio_agent.ratelimit import TokenBucket
-from vfio_api.errors import DeviceError, StreamError, VFIOMigrationError
+from vfio_api.errors import DeviceError, Reason, VFIOMigrationError
 
 POLL_SECONDS = 0.02
+POLLS_PER_SECOND = 500  # of all streams of a session together: many devices must not be kept busy by being asked
 REPORT_SECONDS = 0.2
 IO_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What the sender knows of its stream. finished: END is acknowledged as loaded up to the last byte sent."""
+    """What the sender knows of its stream.
+
+    bytes_per_second: lately, while there was something to send. initial_acknowledged: the target has loaded the
+    initial data; False again from when the device has new initial data until that is loaded, too. finished: END is
+    acknowledged as loaded up to the last byte sent.
+    """
 
     sent_bytes: int = 0
     initial_bytes: int = 0
@@ -50,7 +48,8 @@ class Sender:
     """Sends one device's state to `address` ("host:port").
 
     `changed` is called from the sending thread when initial_acknowledged, drained, finished or `error` change, and on
-    progress at most every 200 ms.
+    progress at most every 200 ms. config: what the state does not carry (Device.config), read once all of the state is
+    sent; raises DeviceError. streams: how many the session has. patience: seconds that the peer may stall.
     """
 
     def __init__(
@@ -61,39 +60,39 @@ class Sender:
         pinned: tuple[bytes, ...],
         limit: TokenBucket,
         changed: Callable[[], None],
+        *,
+        link: LinkMeter | None = None,
+        config: Callable[[], bytes] = bytes,
+        streams: int = 1,
+        patience: float = IO_SECONDS,
     ):
-        self._hello, self._address, self._context, self._pinned = hello, address, context, pinned
-        self._limit, self._changed = limit, changed
+        self._device, self._changed, self._config = hello.device, changed, config
+        self._outlet = Outlet(hello, Route(address, context, pinned), limit, link or LinkMeter(), patience)
+        self._streams = streams
+        self._poll = max(POLL_SECONDS, streams / POLLS_PER_SECOND)
+        self._room = limit.chunk(buffer_bytes(streams))
         self._wake = threading.Condition()
         self._source: DataStream | None = None
         self._final = self._stopped = False
-        self._socket: ssl.SSLSocket | None = None
         self._thread = threading.Thread(target=self._run, name=f"send-{hello.device}", daemon=True)
         self._last_report = 0.0
-        self._rate_bytes, self._rate_seconds = 0, 0.0
+        self._reading = ""
         self.progress = Progress()
         self.error: VFIOMigrationError | None = None
 
+    @property
+    def awaiting(self) -> str:
+        """What the stream waits for at this moment, for people; "" if for nothing."""
+        return self._reading or self._outlet.awaiting
+
     def connect(self, timeout: float) -> None:
         """Connect, authenticate and say HELLO; blocking. Raises StreamError."""
-        host, _, port = self._address.rpartition(":")
-        try:
-            plain = socket.create_connection((host.strip("[]"), int(port)), timeout)
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            plain.sendall(pack_preamble(self._hello.migration_uid))
-            self._socket = self._context.wrap_socket(plain)
-            check_pin(self._socket, self._pinned)
-            self._socket.settimeout(IO_SECONDS)
-            self._socket.sendall(pack_hello(self._hello))
-            # the target answers when it has the device ready: only then is the stream set up
-            self._expect_ack(0)
-        except (OSError, ValueError) as error:
-            raise StreamError(
-                f"device {self._hello.device}: no data stream to {self._address}: {error}; "
-                "is the target agent's advertised data address reachable from this node?",
-                device=self._hello.device,
-            ) from error
+        self._outlet.connect(timeout)
         self._thread.start()
+
+    def probe(self) -> None:
+        """Measure the link, at once with the other streams; after connect, before begin. Raises StreamError."""
+        self._outlet.probe(self._streams)
 
     def begin(self, source: DataStream) -> None:
         """The device has handed out its data stream (PRE_COPY or STOP_COPY)."""
@@ -112,16 +111,14 @@ class Sender:
         with self._wake:
             self._stopped = True
             self._wake.notify()
-        if self._socket is not None:
-            cut(self._socket)
+        self._outlet.interrupt()
 
     def stop(self) -> None:
         """Give up: close the connection and the data stream, and wait for the thread."""
         self.interrupt()
         if self._thread.ident is not None:
             self._thread.join(IO_SECONDS)
-        if self._socket is not None:
-            self._socket.close()
+        self._outlet.close()
         if self._source is not None:
             self._source.close()
             self._source = None
@@ -130,85 +127,103 @@ class Sender:
         try:
             self._send_all()
         except VFIOMigrationError as error:
-            self._fail(error)
-        except OSError as error:
-            self._fail(
-                StreamError(
-                    f"device {self._hello.device}: data stream to {self._address} broke after "
-                    f"{self.progress.sent_bytes} bytes: {error}",
-                    device=self._hello.device,
-                )
-            )
-
-    def _fail(self, error: VFIOMigrationError) -> None:
-        if not self._stopped:
-            self.error = error
-            self._changed()
+            if not self._stopped:
+                error.device = error.device or self._device
+                self.error = error
+                self._changed()
 
     def _send_all(self) -> None:
-        frame = memoryview(bytearray(HEADER.size + MAX_DATA))
+        frame = memoryview(bytearray(HEADER.size + self._room))
+        idle = False
         while not self._stopped:
-            source, final = self._wait()
+            source, final = self._wait(idle=idle)
             if source is None:
                 continue
             if final:
                 self._drain(source, frame)
                 break
+            before = self.progress.sent_bytes
+            self._look(source, drained=False)
             self._drain(source, frame)
             self._look(source, drained=True)
+            idle = self.progress.sent_bytes == before
         if not self._stopped:
-            self._send(memoryview(pack_count(FrameType.END, self.progress.sent_bytes)))
-            self._expect_ack(self.progress.sent_bytes)
-            self.progress = replace(self.progress, finished=True)
-            self._changed()
+            self._finish()
 
-    def _wait(self) -> tuple[DataStream | None, bool]:
+    def _finish(self) -> None:
+        config = self._config()
+        if len(config) > MAX_CONFIG:
+            raise DeviceError(
+                f"device {self._device}: its config has {len(config)} bytes, at most {MAX_CONFIG} can be carried",
+                device=self._device,
+            )
+        if config:
+            self._outlet.send(pack_config(config))
+        self._outlet.send(pack_count(FrameType.END, self.progress.sent_bytes))
+        self._outlet.acknowledged(self.progress.sent_bytes, "END")
+        self.progress = replace(self.progress, finished=True)
+        self._changed()
+
+    def _wait(self, *, idle: bool) -> tuple[DataStream | None, bool]:
         with self._wake:
-            if not self._final and not self._stopped and (self.progress.drained or self._source is None):
-                self._wake.wait(POLL_SECONDS if self._source is not None else None)
+            pause = idle or self.progress.drained or self._source is None
+            if pause and not self._final and not self._stopped:
+                self._wake.wait(self._poll if self._source is not None else None)
             return self._source, self._final
 
     def _drain(self, source: DataStream, frame: memoryview) -> None:
         """Send until the device has nothing more for now, or nothing more at all."""
         payload = frame[HEADER.size :]
+        self._outlet.burst()
         while not self._stopped:
-            began = time.monotonic()
-            try:
-                count = source.readinto(payload)
-            except NoDataError:
-                if not self._final:
-                    return
-                time.sleep(0)  # the arc to STOP_COPY has been made: what follows ends with 0, not ENOMSG
+            began = self._outlet.now()
+            count = self._read(source, payload)
+            if count is None:
                 continue
-            except OSError as error:
-                raise DeviceError(
-                    f"device {self._hello.device}: reading its state failed: {error}",
-                    device=self._hello.device,
-                    errno=error.errno or 0,
-                ) from error
             if count == 0:
                 return
             HEADER.pack_into(frame, 0, FrameType.DATA, count)
-            self._send(frame[: HEADER.size + count])
-            if self._account(count, time.monotonic() - began) and not self._final:
+            self._outlet.data(frame[: HEADER.size + count], began)
+            if self._account(count) and not self._final:
                 self._look(source, drained=False)
 
-    def _send(self, data: memoryview) -> None:
-        delay = self._limit.take(len(data))
-        if delay:
-            with self._wake:
-                self._wake.wait_for(lambda: self._stopped, delay)
-        assert self._socket is not None
-        self._socket.sendall(data)
+    def _read(self, source: DataStream, payload: memoryview) -> int | None:
+        """Bytes read; 0: nothing more for now, or at all; None: the device has gone to STOP_COPY meanwhile."""
+        final = self._final
+        self._reading = f"the device to give state in {'STOP_COPY' if final else 'pre-copy'}"
+        try:
+            return source.readinto(payload)
+        except NoDataError:
+            if final:  # the arc had been made before: there, the end is a read of 0 bytes
+                raise DeviceError(
+                    f"device {self._device}: reading its state failed after {self.progress.sent_bytes} bytes: "
+                    f"ENOMSG, no data for now, in STOP_COPY; {advice(ENOMSG)}",
+                    device=self._device,
+                    arc="STOP_COPY",
+                    errno=ENOMSG,
+                ) from None
+            return None if self._final else 0
+        except OSError as error:
+            raise self._unreadable(error) from error
+        finally:
+            self._reading = ""
 
-    def _account(self, count: int, seconds: float) -> bool:
+    def _unreadable(self, error: OSError) -> DeviceError:
+        return DeviceError(
+            f"device {self._device}: reading its state failed after {self.progress.sent_bytes} bytes: {error}; "
+            f"{advice(error.errno)}",
+            reason=Reason.DEVICE_LOST if error.errno == ENODEV else None,
+            device=self._device,
+            arc="STOP_COPY" if self._final else "",
+            errno=error.errno or 0,
+        )
+
+    def _account(self, count: int) -> bool:
         """Count what was sent; True if it is time to look and to report."""
-        self._rate_bytes += count
-        self._rate_seconds += seconds
         self.progress = replace(
             self.progress,
             sent_bytes=self.progress.sent_bytes + count,
-            bytes_per_second=int(self._rate_bytes / self._rate_seconds) if self._rate_seconds else 0,
+            bytes_per_second=self._outlet.bytes_per_second,
         )
         now = time.monotonic()
         due = now - self._last_report >= REPORT_SECONDS
@@ -221,36 +236,24 @@ class Sender:
         """In pre-copy: ask how much is left, and have the initial data acknowledged once it is all sent."""
         try:
             info = source.precopy_info()
-        except OSError:
-            return  # the device has left the pre-copy states meanwhile: finish() follows
+        except OSError as error:
+            if error.errno in (EINVAL, ENOTTY):
+                return  # the device has left the pre-copy states, or has none: finish() follows
+            raise self._unreadable(error) from error
         before = self.progress
+        # a driver that raises initial_bytes again without the flag is taken at its word, too
+        anew = before.initial_acknowledged and (info.reinit or info.initial_bytes > 0)
         self.progress = replace(
             before,
             initial_bytes=info.initial_bytes,
             dirty_bytes=info.dirty_bytes,
             drained=before.drained or drained,
+            initial_acknowledged=before.initial_acknowledged and not anew,
         )
-        if info.initial_bytes == 0 and not before.initial_acknowledged:
-            self._send(memoryview(pack_count(FrameType.INITIAL, self.progress.sent_bytes)))
-            self._expect_ack(self.progress.sent_bytes)
-            self.progress = replace(self.progress, initial_acknowledged=True)
-        if (self.progress.drained, self.progress.initial_acknowledged) != (
-            before.drained,
-            before.initial_acknowledged,
-        ):
+        if anew or self.progress.drained != before.drained:
             self._changed()
-
-    def _expect_ack(self, count: int) -> None:
-        assert self._socket is not None
-        raw = bytearray(HEADER.size + COUNT.size)
-        filled = 0
-        while filled < len(raw):
-            received = self._socket.recv_into(memoryview(raw)[filled:])
-            if received == 0:
-                raise StreamError(
-                    f"device {self._hello.device}: the target closed the data stream before it acknowledged "
-                    f"{count} bytes; its agent's log says why",
-                    device=self._hello.device,
-                )
-            filled += received
-        parse_ack(raw, count)
+        if info.initial_bytes == 0 and not self.progress.initial_acknowledged:
+            self._outlet.send(pack_count(FrameType.INITIAL, self.progress.sent_bytes))
+            self._outlet.acknowledged(self.progress.sent_bytes, "INITIAL")
+            self.progress = replace(self.progress, initial_acknowledged=True)
+            self._changed()

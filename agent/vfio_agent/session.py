@@ -115,11 +115,13 @@ class Session:
                 async with asyncio.timeout(command.deadline_milliseconds / 1000):
                     await self._pursue(command)
             except TimeoutError:
+                device, awaited = self.side.awaited()
                 self._fail(
                     DeviceError(
                         f"{command.goal} was not reached within {command.deadline_milliseconds} ms; "
-                        f"devices are in {self._state_names()}",
+                        f"devices are in {self._state_names()}{'; ' if awaited else ''}{awaited}",
                         reason=Reason.STEP_TIMEOUT,
+                        device=device,
                     )
                 )
             except VFIOMigrationError as error:
@@ -282,6 +284,7 @@ class Session:
             devices=devices,
             failure=self.failure,
             timings=tuple(Timing(step, us) for step, us in list(self._timings.items())),
+            link_bytes_per_second=self.side.link_bytes_per_second(),
         )
 
     def end(self) -> None:

@@ -5,13 +5,17 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vfio_agent.advice import advice
 from vfio_agent.datatls import context
 from vfio_agent.devices.protocol import DataStream
 from vfio_agent.frames import StreamHello
+from vfio_agent.linkrate import LinkMeter
+from vfio_agent.losses import raise_unless_running, reset_lost, say_lost
 from vfio_agent.ratelimit import TokenBucket
 from vfio_agent.receiver import Expected, Inlet
 from vfio_agent.sender import Progress, Sender
@@ -33,7 +37,8 @@ class SourceSide:
         self._senders: dict[str, Sender] = {}
         self._stop_copy_bytes: dict[str, int] = {}
         self._changed = asyncio.Event()
-        self._interrupted = False
+        self._interrupted = self._awaits = False
+        self._link = LinkMeter(ceiling=session.spec.bandwidth_limit_bytes_per_second)
 
     async def before(self, command: Command) -> None:
         """Take the devices; connect the streams; on the way back, restore what only a reset restores."""
@@ -57,8 +62,8 @@ class SourceSide:
             await self._all_finished()
             self._session.timed("transfer", began)
         if command.goal is Goal.RUNNING:
-            await self._session.blocking(self._reset_lost)
-            self._say_lost()
+            await self._session.blocking(partial(reset_lost, self._session))
+            say_lost(self._session)
         if command.goal is Goal.RELEASED:
             await self._session.blocking(self._release)
 
@@ -100,12 +105,40 @@ class SourceSide:
                 )
             hello = StreamHello(self._session.key.uid, device.name, command.epoch)
             self._senders[device.name] = Sender(
-                hello, peer.data_address, tls, (peer.certificate,), limit, partial(self._on_change, device.name)
+                hello,
+                peer.data_address,
+                tls,
+                (peer.certificate,),
+                limit,
+                partial(self._on_change, device.name),
+                link=self._link,
+                config=partial(self._config, device.name),
+                streams=len(self._session.spec.devices),
             )
-        connects = [self._session.blocking(partial(s.connect, CONNECT_SECONDS)) for s in self._senders.values()]
-        for result in await asyncio.gather(*connects, return_exceptions=True):
+        self._awaits = True
+        senders = self._senders.values()
+        await self._all([partial(s.connect, CONNECT_SECONDS) for s in senders])
+        await self._all([s.probe for s in senders])  # at once: they share the link
+        self._awaits = False
+
+    async def _all(self, calls: list[Callable[[], None]]) -> None:
+        """Make blocking calls at once; all are waited for, then the first failure is raised."""
+        for result in await asyncio.gather(*map(self._session.blocking, calls), return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
+
+    def _config(self, name: str) -> bytes:
+        """What the state of a device does not carry; in its sender's thread. Raises DeviceError."""
+        held = self._session.device(name)
+        with held.lock:
+            try:
+                return held.device.config()
+            except OSError as error:
+                raise DeviceError(
+                    f"device {name} ({held.address}): its config could not be read: {error}; {advice(error.errno)}",
+                    device=name,
+                    errno=error.errno or 0,
+                ) from error
 
     def data_stream(self, name: str, stream: DataStream) -> None:
         """A device handed out its data stream; called in an arc's thread."""
@@ -125,6 +158,7 @@ class SourceSide:
         self._session.on_loop(self._changed.set)
 
     async def _all_finished(self) -> None:
+        self._awaits = True
         while not all(sender.progress.finished for sender in self._senders.values()):
             if self._interrupted:
                 raise StreamError("the streams were called off before their end", reason=Reason.CANCELLED)
@@ -133,57 +167,20 @@ class SourceSide:
                     raise sender.error
             await self._changed.wait()
             self._changed.clear()
+        self._awaits = False
 
-    def _reset_lost(self) -> None:
-        """Peers run again: a device that fell into ERROR is reset, which erases it, and that is said."""
-        for device in self._session.held_devices():
-            if self._session.state(device.name) is DeviceState.ERROR:
-                cause = self._session.cause
-                cause = cause if cause and cause.device == device.name else None
-                self._confirm_error(device)
-                self._session.reset(device.name)
-                self._session.fail(
-                    DeviceError(
-                        f"device {device.name} ({device.address}) fell into ERROR during the migration; only a reset "
-                        "leads out of it, and it erased the device's state: its workload must set it up anew",
-                        reason=Reason.SOURCE_STATE_LOST,
-                        device=device.name,
-                        arc=cause.arc if cause else "",
-                        errno=cause.errno if cause else 0,
-                    )
-                )
+    def awaited(self) -> tuple[str, str]:
+        """The first device whose stream held up the step that was given up, and what it waits for; "" if none did."""
+        left = [(n, s, s.awaiting) for n, s in self._senders.items() if self._awaits and not s.progress.finished]
+        if not left:
+            return "", ""
+        name, sender, text = next((each for each in left if each[2]), left[0])
+        awaited = text or "the end of its state"
+        return name, f"device {name} has sent {sender.progress.sent_bytes} bytes and awaits {awaited}"
 
-    def _say_lost(self) -> None:
-        """A source device that is no longer open here took its state with it."""
-        known = dict(self._session.facts.incarnations)
-        for device in self._session.spec.devices:
-            if device.name in known and device not in self._session.held_devices():
-                self._session.fail(
-                    DeviceError(
-                        f"device {device.name} ({device.address}) is no longer held: keeper or node restarted, and the "
-                        "device's state went with it",
-                        reason=Reason.SOURCE_STATE_LOST,
-                        device=device.name,
-                    )
-                )
-
-    def _confirm_error(self, device: SessionDevice) -> None:
-        """A reset erases the state: it is done only if the device says itself, now, that it is in ERROR."""
-        held = self._session.device(device.name)
-        with held.lock:
-            try:
-                found = held.device.state()
-            except OSError as error:
-                raise DeviceError(
-                    f"device {device.name} ({device.address}) does not tell its state: {error}; it is not reset",
-                    device=device.name,
-                    errno=error.errno or 0,
-                ) from error
-        if found is not DeviceState.ERROR:
-            raise DeviceError(
-                f"device {device.name} ({device.address}) is in {found.name}; it could not be read before",
-                device=device.name,
-            )
+    def link_bytes_per_second(self) -> int:
+        """What the session's streams reached together lately; 0: not measured."""
+        return self._link.bytes_per_second()
 
     def _release(self) -> None:
         self._stop_senders()
@@ -197,7 +194,7 @@ class SourceSide:
 
     def interrupt(self) -> None:
         """Wake whatever waits for a stream: the session turns back or ends."""
-        self._interrupted = True
+        self._interrupted, self._awaits = True, False
         for sender in self._senders.values():
             sender.interrupt()
         self._changed.set()
@@ -281,17 +278,41 @@ class TargetSide:
         """RESUMING handed out the stream to load."""
         self._streams[name] = stream
 
-    def _validate(self, name: str) -> None:
-        """All of one device's state is loaded: RESUMING -> STOP validates it. In the receiving thread."""
+    def _validate(self, name: str, config: bytes) -> None:
+        """All of one device's state is loaded: RESUMING -> STOP validates it. In the receiving thread.
+
+        config: what the state did not carry, b"" for nothing; it is restored before the device is voted for.
+        """
         began = time.perf_counter()
         try:
             self._session.set_state(name, DeviceState.STOP)
-        except VFIOMigrationError as error:
-            error.reason = Reason.STATE_REFUSED
-            self._session.fail(error)
+            if config:
+                self._restore(name, config)
+        except DeviceError as error:
+            self._session.fail(
+                DeviceError(
+                    f"{error.message}; {advice(error.errno)}",
+                    reason=Reason.STATE_REFUSED,
+                    device=name,
+                    arc=error.arc,
+                    errno=error.errno,
+                )
+            )
             return
         self._session.timed(f"load/{name}", began)
         self._session.on_loop(self._vote, name)
+
+    def _restore(self, name: str, config: bytes) -> None:
+        held = self._session.device(name)
+        with held.lock:
+            try:
+                held.device.restore_config(config)
+            except OSError as error:
+                raise DeviceError(
+                    f"device {name} ({held.address}): it refused its config of {len(config)} bytes: {error}",
+                    device=name,
+                    errno=error.errno or 0,
+                ) from error
 
     def _vote(self, name: str) -> None:
         """When the last device is validated: journal the vote, then report it."""
@@ -326,6 +347,14 @@ class TargetSide:
         """Stop listening: the session ends."""
         self._session.around.server.forget(self._session.key.uid)
 
+    def awaited(self) -> tuple[str, str]:
+        """A target's steps wait for no stream."""
+        return "", ""
+
+    def link_bytes_per_second(self) -> int:
+        """A target measures nothing."""
+        return 0
+
     def complete(self, report: DeviceReport) -> DeviceReport:
         """Add what was loaded to a device's report."""
         inlet = self._inlets.get(report.name)
@@ -334,14 +363,3 @@ class TargetSide:
     def close(self) -> None:
         """The session ends."""
         self.interrupt()
-
-
-def raise_unless_running(session: "Session") -> None:
-    """Without a Commit a source is released only when every device runs. Raises DeviceError."""
-    for device in session.held_devices():
-        state = session.state(device.name)
-        if state is not DeviceState.RUNNING:
-            raise DeviceError(
-                f"device {device.name} ({device.address}) is in {state.name}, expected RUNNING after the rollback",
-                device=device.name,
-            )

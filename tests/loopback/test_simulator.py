@@ -407,6 +407,51 @@ def test_faults_and_the_trace(node: Node) -> None:
     assert all(line["began"] <= line["t"] and line["device"] == "sim0" for line in trace)
 
 
+def test_a_fault_that_stays_is_cleared(node: Node) -> None:
+    with node.backend.open("sim0") as device, stream_of(device, S.STOP_COPY) as stream:
+        node.control.fault("sim0", "read", ends=True, times=0)
+        buffer = memoryview(bytearray(100))
+        assert [stream.readinto(buffer) for _ in range(3)] == [0, 0, 0]
+        node.control.clear_faults("sim0")
+        assert stream.readinto(buffer) == 100
+    assert errno_of(lambda: node.control.clear_faults("simX")) == errno.ENODEV
+
+
+def test_new_initial_data_is_said_once(node: Node) -> None:
+    with node.backend.open("sim0") as device:
+        assert errno_of(lambda: node.control.reinit("sim0")) == errno.EINVAL
+        with (
+            node.backend.open("sim1") as target,
+            stream_of(device, S.PRE_COPY) as stream,
+            stream_of(target, S.RESUMING) as loading,
+        ):
+            copied = copy(stream, loading)
+            node.control.reinit("sim0")
+            first, second = stream.precopy_info(), stream.precopy_info()
+            assert (first.reinit, second.reinit) == (True, False)
+            assert SIZE < first.initial_bytes == second.initial_bytes < copied
+
+
+def test_a_device_without_the_newer_info_has_no_new_initial_data(start: StartNode) -> None:
+    node = start(config(1, precopy_info_v2=False))
+    with node.backend.open("sim0") as device, stream_of(device, S.PRE_COPY) as stream:
+        node.control.reinit("sim0")
+        assert not stream.precopy_info().reinit
+
+
+def test_config_registers(node: Node) -> None:
+    with node.backend.open("sim0") as device:
+        assert device.config() == b""
+        device.write_registers(2, b"set up")
+        config = device.config()
+        assert device.read_registers(0, 8) == b"\0\0set up" == config[:8]
+        assert errno_of(lambda: device.restore_config(config + b"x")) == errno.EINVAL
+        device.reset()
+        assert device.config() == b""
+        device.restore_config(config)
+        assert device.config() == config
+
+
 def test_a_refused_state_leaves_resuming_until_a_reset(node: Node) -> None:
     with node.backend.open("sim0") as device:
         with stream_of(device, S.RESUMING) as stream:

@@ -10,8 +10,10 @@ import ssl
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Queue
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -23,15 +25,19 @@ from cryptography.x509.oid import NameOID
 from vfio_agent.datatls import Identity, context, new_identity
 from vfio_agent.devices.protocol import NoDataError, PrecopyInfo
 from vfio_agent.frames import (
+    COUNT,
     HEADER,
     MAX_DATA,
+    PREAMBLE,
     FrameType,
     StreamHello,
     pack_count,
     pack_hello,
     pack_preamble,
 )
-from vfio_agent.ratelimit import TokenBucket
+from vfio_agent.linkrate import LinkMeter
+from vfio_agent.outlet import Outlet, Route
+from vfio_agent.ratelimit import MIN_CHUNK, TokenBucket
 from vfio_agent.receiver import DataServer, Expected, Inlet
 from vfio_agent.sender import Sender
 from vfio_api.errors import DeviceError, FrameError, Reason, StreamError, VFIOMigrationError
@@ -47,8 +53,10 @@ class SavingDevice:
         self._initial, self._rest, self._chunk = initial, rest, chunk
         self._at, self._stopped, self.closed = 0, False, False
         self.fails_at: int | None = None
+        self.fails_with = errno.EIO
         self.read_bytes = 0
         self.starved = threading.Event()
+        self._anew = False
 
     def stop_copy(self) -> None:
         """The arc to STOP_COPY is made."""
@@ -58,7 +66,7 @@ class SavingDevice:
         if self.closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self.fails_at is not None and self._at >= self.fails_at:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(self.fails_with, os.strerror(self.fails_with))
         there = self._initial + self._rest if self._stopped else self._initial
         if self._at == len(there):
             if self._stopped:
@@ -77,7 +85,13 @@ class SavingDevice:
     def precopy_info(self) -> PrecopyInfo:
         if self._stopped:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return PrecopyInfo(len(self._initial) - self._at, 0)
+        anew, self._anew = self._anew, False
+        return PrecopyInfo(len(self._initial) - self._at, 0, anew)
+
+    def reinit(self, more: bytes, *, flagged: bool = True) -> None:
+        """The device has new initial data."""
+        self._anew = flagged
+        self._initial += more
 
     def close(self) -> None:
         self.closed = True
@@ -91,6 +105,7 @@ class LoadingDevice:
         self.count = 0
         self._most, self._keep = most, keep
         self.fails_at: int | None = None
+        self.fails_with = errno.EINVAL
         self.go = threading.Event()
         self.go.set()
         self.asked = threading.Event()
@@ -102,7 +117,7 @@ class LoadingDevice:
         self.asked.set()
         assert self.go.wait(PATIENCE)
         if self.fails_at is not None and self.count >= self.fails_at:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise OSError(self.fails_with, os.strerror(self.fails_with))
         part = data[: self._most]
         if self._keep:
             self.loaded += part
@@ -124,6 +139,7 @@ class Target:
     device: LoadingDevice
     identity: Identity
     inlet: Inlet
+    configs: list[bytes]
     ended: "Queue[VFIOMigrationError | None]" = field(default_factory=Queue)
 
     def end(self) -> VFIOMigrationError | None:
@@ -144,11 +160,17 @@ class Bench:
         uid, identity = str(uuid4()), new_identity("target")
         ended: Queue[VFIOMigrationError | None] = Queue()
         device = device or LoadingDevice()
-        inlet = Inlet("gpu0", device, lambda: ended.put(None), ended.put)
+        configs: list[bytes] = []
+
+        def complete(config: bytes) -> None:
+            configs.append(config)
+            ended.put(None)
+
+        inlet = Inlet("gpu0", device, complete, ended.put)
         pins = tuple(p.certificate for p in pinned or (self.source,))
         tls = context(identity, pins, server=True)
         self.server.expect(uid, Expected(tls, pins, {"gpu0": inlet}))
-        return Target(uid, device, identity, inlet, ended)
+        return Target(uid, device, identity, inlet, configs, ended)
 
     def sender(
         self,
@@ -159,23 +181,34 @@ class Bench:
         uid: str | None = None,
         device: str = "gpu0",
         rate: int = 0,
+        port: int = 0,
+        **options: Any,
     ) -> tuple[Sender, threading.Event]:
         """A sender to `target`, not connected; the event is set whenever it has something to tell."""
         changed = threading.Event()
         pins = ((expects or target.identity).certificate,)
         made = Sender(
             StreamHello(uid or target.uid, device, 1),
-            f"127.0.0.1:{self.server.port}",
+            f"127.0.0.1:{port or self.server.port}",
             context(identity or self.source, pins, server=False),
             pins,
             TokenBucket(rate),
             changed.set,
+            **options,
         )
         self._senders.append(made)
         return made, changed
 
-    def connected(self, target: Target, saving: SavingDevice, rate: int = 0) -> tuple[Sender, threading.Event]:
-        sender, changed = self.sender(target, rate=rate)
+    def route(self, target: Target) -> tuple[StreamHello, Route]:
+        """What a bare connection to `target` needs."""
+        pins = (target.identity.certificate,)
+        tls = context(self.source, pins, server=False)
+        return StreamHello(target.uid, "gpu0", 1), Route(f"127.0.0.1:{self.server.port}", tls, pins)
+
+    def connected(
+        self, target: Target, saving: SavingDevice, rate: int = 0, **options: Any
+    ) -> tuple[Sender, threading.Event]:
+        sender, changed = self.sender(target, rate=rate, **options)
         sender.connect(PATIENCE)
         sender.begin(saving)
         return sender, changed
@@ -268,6 +301,147 @@ def test_the_end_is_acknowledged_only_when_all_is_loaded(bench: Bench) -> None:
     target.device.go.set()
     until(changed, lambda: sender.progress.finished)
     assert target.end() is None
+
+
+@pytest.mark.parametrize("flagged", [True, False], ids=["with REINIT", "by its number only"])
+def test_new_initial_data_is_acknowledged_anew(bench: Bench, flagged: bool) -> None:
+    saving, target = SavingDevice(os.urandom(MIB)), bench.target()
+    sender, changed = bench.connected(target, saving)
+    until(changed, lambda: sender.progress.initial_acknowledged and sender.progress.drained)
+    target.device.go.clear()
+    saving.reinit(b"more of it", flagged=flagged)
+    until(changed, lambda: not sender.progress.initial_acknowledged)
+    target.device.go.set()
+    until(changed, lambda: sender.progress.initial_acknowledged)
+    assert target.inlet.loaded_bytes == MIB + 10
+    finish(saving, sender, changed)
+    assert target.end() is None
+
+
+# --- what the state does not carry
+
+
+def test_the_config_arrives_after_the_state(bench: Bench) -> None:
+    saving, target = SavingDevice(b"state", b"rest"), bench.target()
+    read_at: list[int] = []
+
+    def config() -> bytes:
+        read_at.append(saving.read_bytes)
+        return b"registers"
+
+    finish(saving, *bench.connected(target, saving, config=config))
+    assert target.end() is None
+    assert target.configs == [b"registers"]
+    assert read_at == [len(b"staterest")]
+    assert target.device.loaded == b"staterest"
+
+
+def test_without_a_config_nothing_is_carried(bench: Bench) -> None:
+    saving, target = SavingDevice(b"state"), bench.target()
+    finish(saving, *bench.connected(target, saving))
+    assert target.end() is None
+    assert target.configs == [b""]
+
+
+def refused_config() -> bytes:
+    raise DeviceError("device gpu0: no config", device="gpu0", errno=errno.EIO)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"), [(refused_config, "no config"), (lambda: bytes(4097), "has 4097 bytes, at most 4096")]
+)
+def test_a_config_that_cannot_be_had_fails_before_the_end(
+    bench: Bench, config: Callable[[], bytes], message: str
+) -> None:
+    saving, target = SavingDevice(b"state"), bench.target()
+    sender, changed = bench.connected(target, saving, config=config)
+    saving.stop_copy()
+    sender.finish()
+    until(changed, lambda: sender.error is not None)
+    assert isinstance(sender.error, DeviceError)
+    assert message in sender.error.message
+    sender.stop()
+    assert target.end() is not None
+    assert target.configs == []
+
+
+# --- the rate of the link
+
+
+def test_a_probe_measures_the_link_and_is_no_state(bench: Bench) -> None:
+    link = LinkMeter()
+    saving, target = SavingDevice(b"state"), bench.target()
+    sender, changed = bench.sender(target, link=link)
+    sender.connect(PATIENCE)
+    assert link.bytes_per_second() == 0
+    sender.probe()
+    assert link.bytes_per_second() > 0
+    assert sender.progress.sent_bytes == target.inlet.loaded_bytes == 0
+    sender.begin(saving)
+    finish(saving, sender, changed)
+    assert target.end() is None
+    assert target.device.loaded == b"state"
+    assert sender.progress.bytes_per_second > 0
+
+
+def test_streams_probe_at_once(bench: Bench) -> None:
+    link = LinkMeter()
+    targets = [bench.target() for _ in range(4)]
+    senders = [bench.sender(target, link=link, streams=4) for target in targets]
+    for sender, _ in senders:
+        sender.connect(PATIENCE)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda sender: sender[0].probe(), senders))
+    assert link.bytes_per_second() > 0
+    for (sender, changed), target in zip(senders, targets, strict=True):
+        saving = SavingDevice(b"state")
+        sender.begin(saving)
+        finish(saving, sender, changed)
+        assert target.end() is None
+
+
+class Ledger(TokenBucket):
+    """A limit that notes what is taken."""
+
+    def __init__(self, rate: int):
+        super().__init__(rate)
+        self.taken = 0
+
+    def take(self, count: int) -> float:
+        self.taken += count
+        return super().take(count)
+
+
+@pytest.mark.parametrize("rate", [1, 1000, 100_000, MIB])
+@pytest.mark.parametrize("streams", [1, 4])
+def test_a_probe_takes_little_of_a_limit(bench: Bench, rate: int, streams: int) -> None:
+    ledger = Ledger(rate)
+    for _ in range(streams):
+        made = Outlet(*bench.route(bench.target()), ledger, LinkMeter(), PATIENCE)
+        made.connect(PATIENCE)
+        made.probe(streams)
+        made.interrupt()
+        made.close()
+    frames = streams * (HEADER.size + COUNT.size + HEADER.size * (1 + rate // 10 // MIN_CHUNK))  # PROBED, headers
+    assert ledger.taken <= rate // 10 + frames
+    assert (ledger.taken > 0) is (rate >= 100_000)
+
+
+def test_a_probe_that_is_called_off_ends(bench: Bench) -> None:
+    sender, _ = bench.sender(bench.target())
+    sender.connect(PATIENCE)
+    sender.interrupt()
+    with pytest.raises(StreamError, match="device gpu0"):
+        sender.probe()
+
+
+def test_a_probe_without_its_end_is_refused(bench: Bench) -> None:
+    target = bench.target()
+    with RawSource(bench, target) as tls:
+        tls.sendall(HEADER.pack(FrameType.PROBE, 3) + b"abc" + pack_count(FrameType.END, 0))
+        error = target.end()
+    assert error is not None
+    assert "END is out of order: it may not follow PROBE" in error.message
 
 
 def test_a_rate_limit_lets_the_whole_state_through(bench: Bench) -> None:
@@ -491,7 +665,10 @@ def test_a_read_error_of_the_device_names_device_and_errno(bench: Bench) -> None
     until(changed, lambda: sender.error is not None)
     assert isinstance(sender.error, DeviceError)
     assert (sender.error.device, sender.error.errno) == ("gpu0", errno.EIO)
-    assert sender.error.message == "device gpu0: reading its state failed: [Errno 5] Input/output error"
+    assert sender.error.message == (
+        "device gpu0: reading its state failed after 0 bytes: [Errno 5] Input/output error; "
+        "look at the kernel log of its node"
+    )
 
 
 def test_a_write_error_of_the_device_fails_both_ends(bench: Bench) -> None:
@@ -501,7 +678,10 @@ def test_a_write_error_of_the_device_fails_both_ends(bench: Bench) -> None:
     error = target.end()
     assert isinstance(error, DeviceError)
     assert (error.device, error.errno, error.reason) == ("gpu0", errno.EINVAL, Reason.STATE_REFUSED)
-    assert error.message == "device gpu0: it refused state at byte 5000: [Errno 22] Invalid argument"
+    assert error.message == (
+        "device gpu0: it refused state at byte 5000: [Errno 22] Invalid argument; the state does not fit or came "
+        "incomplete: compare driver and firmware versions of both devices"
+    )
     until(changed, lambda: sender.error is not None)
     assert sender.error is not None
     assert sender.error.device == "gpu0"
@@ -513,6 +693,136 @@ def test_a_device_that_takes_nothing_is_an_error_and_no_endless_loop(bench: Benc
     error = target.end()
     assert error is not None
     assert error.message == "device gpu0: it took no bytes"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "step"),
+    [
+        (errno.ENOMEM, Reason.STATE_REFUSED, "its node is out of memory for the state"),
+        (errno.ENOSPC, Reason.STATE_REFUSED, "its node has no room for the state"),
+        (errno.EFAULT, Reason.STATE_REFUSED, "its driver could not copy these bytes"),
+        (errno.ENODEV, Reason.DEVICE_LOST, "the device is gone"),
+    ],
+)
+def test_a_write_error_says_what_to_do_next(bench: Bench, code: int, reason: Reason, step: str) -> None:
+    saving, target = SavingDevice(os.urandom(MIB)), bench.target(LoadingDevice(most=1000))
+    target.device.fails_at, target.device.fails_with = 5000, code
+    bench.connected(target, saving)
+    error = target.end()
+    assert isinstance(error, DeviceError)
+    assert (error.device, error.errno, error.reason) == ("gpu0", code, reason)
+    assert error.message.startswith(f"device gpu0: it refused state at byte 5000: [Errno {code}]")
+    assert step in error.message
+
+
+def test_a_device_that_is_gone_while_it_is_read(bench: Bench) -> None:
+    saving, target = SavingDevice(os.urandom(MIB), chunk=lambda _room: 1000), bench.target()
+    saving.fails_at, saving.fails_with = 5000, errno.ENODEV
+    sender, changed = bench.connected(target, saving)
+    until(changed, lambda: sender.error is not None)
+    assert isinstance(sender.error, DeviceError)
+    assert (sender.error.reason, sender.error.errno) == (Reason.DEVICE_LOST, errno.ENODEV)
+    assert "after 5000 bytes" in sender.error.message
+
+
+class NeverEnding(SavingDevice):
+    """In STOP_COPY it says that there is nothing for now, which is for pre-copy only."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = super().readinto(buffer)
+        if not count:
+            raise NoDataError
+        return count
+
+
+def test_enomsg_in_stop_copy_is_an_error_and_no_endless_loop(bench: Bench) -> None:
+    saving, target = NeverEnding(b"state", b"rest"), bench.target()
+    sender, changed = bench.connected(target, saving)
+    saving.stop_copy()
+    sender.finish()
+    until(changed, lambda: sender.error is not None)
+    assert isinstance(sender.error, DeviceError)
+    assert (sender.error.errno, sender.error.device) == (errno.ENOMSG, "gpu0")
+    assert "ENOMSG, no data for now, in STOP_COPY" in sender.error.message
+    assert not sender.progress.finished
+
+
+class BrokenInfo(SavingDevice):
+    code = errno.EIO
+
+    def precopy_info(self) -> PrecopyInfo:
+        raise OSError(self.code, os.strerror(self.code))
+
+
+def test_a_device_without_pre_copy_has_nothing_to_tell_before_its_end(bench: Bench) -> None:
+    """Its driver knows no VFIO_MIG_GET_PRECOPY_INFO at all; it hands out its stream in STOP_COPY."""
+    saving, target = BrokenInfo(b"", b"state"), bench.target()
+    saving.code = errno.ENOTTY
+    saving.stop_copy()
+    finish(saving, *bench.connected(target, saving))
+    assert target.end() is None
+    assert target.device.loaded == b"state"
+
+
+def test_a_device_that_cannot_tell_how_much_is_left_fails(bench: Bench) -> None:
+    sender, changed = bench.connected(bench.target(), BrokenInfo(b"state"))
+    until(changed, lambda: sender.error is not None)
+    assert isinstance(sender.error, DeviceError)
+    assert sender.error.errno == errno.EIO
+
+
+# --- a peer that says nothing; the short patience is the case, nothing is measured against it
+
+
+def test_a_target_that_accepts_and_says_nothing(bench: Bench) -> None:
+    target = bench.target()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        sender, _ = bench.sender(target, port=port)
+        with pytest.raises(StreamError) as refused:
+            sender.connect(0.2)
+        assert f"no data stream to 127.0.0.1:{port}" in refused.value.message
+        assert "while awaiting its TLS handshake" in refused.value.message
+
+
+def test_a_target_that_does_not_answer_hello(bench: Bench) -> None:
+    target = bench.target()
+    tls = context(target.identity, (bench.source.certificate,), server=True)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+
+        def greet() -> ssl.SSLSocket:
+            plain, _ = silent.accept()
+            plain.recv(PREAMBLE.size)
+            return tls.wrap_socket(plain, server_side=True)
+
+        with ThreadPoolExecutor(1) as pool:
+            greeted = pool.submit(greet)
+            sender, _ = bench.sender(target, port=port, patience=0.2)
+            with pytest.raises(StreamError) as refused:
+                sender.connect(PATIENCE)
+            greeted.result(PATIENCE).close()
+    expected = f"while awaiting the acknowledgement of HELLO (0 bytes) by 127.0.0.1:{port}"
+    assert expected in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("size", "awaited"), [(256 * MIB, "to take more of the stream"), (10, "the acknowledgement of END (10 bytes)")]
+)
+def test_a_stream_that_stalls_names_the_peer_and_what_was_awaited(bench: Bench, size: int, awaited: str) -> None:
+    saving, target = Endless(size), bench.target(LoadingDevice(keep=False))
+    target.device.go.clear()
+    sender, changed = bench.connected(target, saving, patience=0.2)
+    saving.stop_copy()
+    sender.finish()
+    until(changed, lambda: sender.error is not None)
+    target.device.go.set()
+    error = sender.error
+    assert isinstance(error, StreamError)
+    assert (error.reason, error.device) == (Reason.STREAM_BROKEN, "gpu0")
+    assert f"data stream to 127.0.0.1:{bench.server.port} stalled after" in error.message
+    assert awaited in error.message
+    assert "was awaited for 0.2 s" in error.message
 
 
 def test_interrupting_the_source_ends_both_threads(bench: Bench) -> None:

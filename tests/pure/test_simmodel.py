@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from vfio_agent.devices.protocol import NoDataError, PrecopyInfo
 from vfio_agent.devices.simfabric import Fabric
-from vfio_agent.devices.simmodel import ALL_FLAGS, DeviceConfig, Fault, FaultOp, SimDevice
+from vfio_agent.devices.simfaults import Fault, FaultOp
+from vfio_agent.devices.simmodel import ALL_FLAGS, CONFIG_BYTES, DeviceConfig, SimDevice
 from vfio_agent.devices.simstate import PAGE_BYTES, SCRATCH_BYTES, LoadStream, SaveStream
 from vfio_api.device import DATA_FD_ARCS, IllegalArcError, MigrationFlags, path
 from vfio_api.device import DeviceState as S
@@ -256,6 +257,63 @@ def test_precopy_follows_the_kernel() -> None:
     assert device.data_size(9.0) == 0
 
 
+def part_of(device: SimDevice, stream: SaveStream, size: int, now: float) -> bytes:
+    buffer = memoryview(bytearray(size))
+    return bytes(buffer[: device.read(stream, buffer, now)])
+
+
+@pytest.mark.parametrize("read", [0, 100, PAGE_BYTES, 10 * PAGE_BYTES])
+def test_reinit_begins_the_initial_data_anew(read: int) -> None:
+    """In the middle of a record or after all is read: initial_bytes rises, dirty_bytes falls to 0, said once."""
+    source, target = new_device(dirty_rate=PAGE_BYTES), new_device(address="sim1")
+    source.opt_in()
+    stream, _ = saving(source, S.PRE_COPY)
+    loading = resuming(target)
+    data = part_of(source, stream, read, 0.0) if read else b""
+    source.precopy_info(stream, 2.0)
+    source.reinit(2.0)
+    info = source.precopy_info(stream, 2.0)
+    assert info.initial_bytes >= 3 * PAGE_BYTES
+    assert (info.dirty_bytes, info.reinit) == (0, True)
+    assert not source.precopy_info(stream, 2.0).reinit
+    data += read_available(source, stream, 2.0)
+    assert source.precopy_info(stream, 2.0) == PrecopyInfo(0, 0)
+    source.set_state(S.STOP_COPY, 4.0)
+    target.write(loading, memoryview(data + read_available(source, stream, 4.0)))
+    target.set_state(S.STOP, 0.0)
+    assert whole_state(target) == whole_state_again(source, 4.0)
+
+
+def test_reinit_is_said_only_to_who_has_opted_in() -> None:
+    device = new_device()
+    stream, _ = saving(device, S.PRE_COPY)
+    read_available(device, stream, 0.0)
+    device.reinit(0.0)
+    info = device.precopy_info(stream, 0.0)
+    assert (info.initial_bytes, info.reinit) == (0, False)
+    assert info.dirty_bytes > 3 * PAGE_BYTES
+    device.open(0.0)
+    device.opt_in()
+    device.close(0.0)
+    device.open(0.0)  # the next user has not opted in
+    stream, _ = saving(device, S.PRE_COPY)
+    device.reinit(0.0)
+    assert not device.precopy_info(stream, 0.0).reinit
+
+
+def test_reinit_is_for_pre_copy_and_for_devices_that_know_it() -> None:
+    device = new_device()
+    for state in (S.RUNNING, S.STOP_COPY):
+        device.set_state(state, 0.0)
+        with pytest.raises(OSError, match=state.name) as refused:
+            device.reinit(0.0)
+        assert refused.value.errno == errno.EINVAL
+    older = SimDevice(DeviceConfig("sim0", MODEL, 1, precopy_info_v2=False), Fabric(), now=0.0)
+    with pytest.raises(OSError, match="PRECOPY_INFOv2") as refused:
+        older.opt_in()
+    assert refused.value.errno == errno.ENOTTY
+
+
 @pytest.mark.parametrize("leave", [S.STOP, S.RUNNING])
 def test_a_stream_dies_with_the_saving_states(leave: S) -> None:
     device = new_device()
@@ -405,6 +463,108 @@ def test_faults_of_the_stream_come_once_and_where_they_were_put() -> None:
         source.read(stream, buffer, 0.0)
     target.write(loading, memoryview(read_available(source, stream, 0.0)))
     target.set_state(S.STOP, 0.0)
+
+
+def test_a_fault_may_come_more_often_or_until_it_is_cleared() -> None:
+    device = new_device()
+    device.faults += [Fault(FaultOp.READ, limit_bytes=5, times=2), Fault(FaultOp.READ, limit_bytes=3, times=0)]
+    stream, _ = saving(device, S.STOP_COPY)
+    buffer = memoryview(bytearray(100))
+    assert [device.read(stream, buffer, 0.0) for _ in range(6)] == [5, 5, 3, 3, 3, 3]
+    device.faults.clear()
+    assert device.read(stream, buffer, 0.0) == 100
+
+
+def test_a_read_may_end_too_early() -> None:
+    source, target = new_device(), new_device(address="sim1")
+    source.faults.append(Fault(FaultOp.READ, ends=True, after_bytes=PAGE_BYTES, times=0))
+    stream, now = saving(source, S.STOP_COPY)
+    short = read_available(source, stream, now, chunk=PAGE_BYTES)
+    assert 0 < len(short) < 3 * PAGE_BYTES
+    target.write(resuming(target), memoryview(short))
+    with pytest.raises(OSError, match="not complete") as refused:
+        target.set_state(S.STOP, 0.0)
+    assert refused.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("chunk", [1000, PAGE_BYTES, 1 << 20])
+def test_an_endless_state_is_sound_but_never_ends(chunk: int) -> None:
+    source, target = new_device(), new_device(address="sim1")
+    source.faults.append(Fault(FaultOp.ENDLESS, times=0))
+    stream, now = saving(source, S.STOP_COPY)
+    loading, read = resuming(target), 0
+    while read < 10 * 3 * PAGE_BYTES:
+        part = part_of(source, stream, chunk, now)
+        assert part
+        read += target.write(loading, memoryview(part))
+    source.faults.clear()
+    target.write(loading, memoryview(read_available(source, stream, now)))
+    target.set_state(S.STOP, 0.0)
+
+
+def test_precopy_info_may_lie_and_fail() -> None:
+    device = new_device()
+    stream, _ = saving(device, S.PRE_COPY)
+    device.faults += [Fault(FaultOp.INFO, limit_bytes=10), Fault(FaultOp.INFO, errno=errno.EIO)]
+    assert device.precopy_info(stream, 0.0).initial_bytes == 10
+    with pytest.raises(OSError, match="injected"):
+        device.precopy_info(stream, 0.0)
+    assert device.precopy_info(stream, 0.0).initial_bytes > 3 * PAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    "fault", [{"op": FaultOp.WRITE, "ends": True}, {"op": FaultOp.READ, "times": -1}], ids=["end", "times"]
+)
+def test_faults_that_mean_nothing_are_refused(fault: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"end|until"):
+        Fault(**fault)  # type: ignore[arg-type]
+
+
+# --- config registers
+
+
+def test_config_registers_are_not_in_the_stream_but_in_the_config() -> None:
+    source, target = new_device(), new_device(address="sim1")
+    assert source.get_config() == b""
+    source.write_registers(60, b"last")
+    target.write(resuming(target), memoryview(whole_state(source)))
+    target.set_state(S.STOP, 0.0)
+    assert target.get_config() == b""
+    target.restore_config(source.get_config())
+    assert target.read_registers(58, 6) == b"\0\0last"
+
+
+def test_config_registers_are_blank_after_a_reset_only() -> None:
+    device = new_device()
+    device.write_registers(0, b"set up")
+    device.set_state(S.STOP, 0.0)
+    resuming(device)
+    assert device.read_registers(0, 6) == b"set up"
+    device.reset(0.0)
+    assert device.get_config() == b""
+
+
+@pytest.mark.parametrize("size", [0, 1, CONFIG_BYTES - 1, CONFIG_BYTES + 1])
+def test_a_config_of_another_size_is_refused_and_changes_nothing(size: int) -> None:
+    device = new_device()
+    device.write_registers(0, b"set up")
+    with pytest.raises(OSError, match="bytes of registers") as refused:
+        device.restore_config(b"x" * size)
+    assert refused.value.errno == errno.EINVAL
+    assert device.read_registers(0, 6) == b"set up"
+
+
+def test_a_config_can_fail_both_ways_and_has_bounds() -> None:
+    device = new_device()
+    device.faults += [Fault(FaultOp.CONFIG, errno=errno.EIO, times=2)]
+    for action in (device.get_config, lambda: device.restore_config(bytes(CONFIG_BYTES))):
+        with pytest.raises(OSError, match="injected"):
+            action()
+    for offset, length in ((-1, 1), (CONFIG_BYTES, 1), (0, CONFIG_BYTES + 1)):
+        with pytest.raises(OSError, match="Invalid"):
+            device.read_registers(offset, length)
+    with pytest.raises(OSError, match="Invalid"):
+        device.write_registers(CONFIG_BYTES, b"x")
 
 
 def test_open_close_and_reset_leave_a_blank_device() -> None:

@@ -12,10 +12,10 @@ import errno
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from vfio_agent.devices.protocol import NoDataError, PrecopyInfo
 from vfio_agent.devices.simfabric import Endpoint, Fabric
+from vfio_agent.devices.simfaults import Fault, FaultOp, take_fault
 from vfio_agent.devices.simstate import (
     MODEL_BYTES,
     PAGE_BYTES,
@@ -38,6 +38,7 @@ from vfio_api.device import (
     next_state,
 )
 
+CONFIG_BYTES = 64
 ALL_FLAGS = MigrationFlags.STOP_COPY | MigrationFlags.P2P | MigrationFlags.PRE_COPY
 # Where a device initiates P2P writes.
 INITIATES = frozenset({DeviceState.RUNNING, DeviceState.PRE_COPY})
@@ -51,7 +52,7 @@ class DeviceConfig:
     """What a simulated device is.
 
     arc_latency_seconds: how long an arc takes; arc_latencies_seconds: by (from, to), for arcs that take
-    another time.
+    another time. precopy_info_v2: it offers VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2.
     """
 
     address: str
@@ -61,46 +62,13 @@ class DeviceConfig:
     flags: MigrationFlags = ALL_FLAGS
     arc_latency_seconds: float = 0.0
     arc_latencies_seconds: Mapping[tuple[DeviceState, DeviceState], float] = field(default_factory=dict)
+    precopy_info_v2: bool = True
 
     def __post_init__(self) -> None:
         if len(self.model.encode()) > MODEL_BYTES:
             raise ValueError(f"{self.address}: a model has at most {MODEL_BYTES} bytes, not {self.model!r}")
         if self.size_bytes < 1 or self.dirty_rate_bytes_per_second < 0:
             raise ValueError(f"{self.address}: size must be positive and dirty rate not negative")
-
-
-class FaultOp(StrEnum):
-    """What a fault waits for."""
-
-    ARC = "arc"
-    READ = "read"
-    WRITE = "write"
-    RESET = "reset"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Goes wrong once, at the first operation it fits.
-
-    arc: the single arc (from, to), for FaultOp.ARC. errno: what the operation fails with; 0: it succeeds,
-    slower or shorter. to_error: a failing arc ends in ERROR instead of where it began. delay_seconds: an arc
-    takes longer. limit_bytes: a read or write is cut to this. after_bytes: a read or write only from this
-    position of its stream.
-    """
-
-    op: FaultOp
-    arc: tuple[DeviceState, DeviceState] | None = None
-    errno: int = 0
-    to_error: bool = False
-    delay_seconds: float = 0.0
-    limit_bytes: int = 0
-    after_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.op is FaultOp.ARC) != (self.arc is not None):
-            raise ValueError("an arc is named for faults of arcs, and only for these")
-        if self.to_error and not self.errno:
-            raise ValueError("an arc into ERROR has failed: give the errno it fails with")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +100,8 @@ class SimDevice:
         self._settled = now
         self._saving: SaveStream | None = None
         self._loading: LoadStream | None = None
+        self._registers = bytearray(CONFIG_BYTES)
+        self._opted_in = self._reinit = False
         self._blank()
         fabric.attach(self.endpoint)
 
@@ -166,7 +136,7 @@ class SimDevice:
         except IllegalArcError as e:
             raise os_error(errno.EINVAL, str(e)) from e
         key = (self.state, target)
-        fault = self._take_fault(FaultOp.ARC, arc=key)
+        fault = take_fault(self.faults, FaultOp.ARC, arc=key)
         latency = self.config.arc_latencies_seconds.get(key, self.config.arc_latency_seconds)
         latency += fault.delay_seconds if fault else 0.0
         self._switch(now, target)
@@ -205,6 +175,7 @@ class SimDevice:
             self._blank()
             self._loading = LoadStream(self.config.size_bytes, self.config.model)
             return self._loading
+        self._reinit = False
         self._saving = SaveStream(self._pages, self.config.model)
         return self._saving
 
@@ -224,7 +195,7 @@ class SimDevice:
         """Open the device, which resets it as vfio-pci does. Raises OSError EBUSY if it is open."""
         if self.opened:
             raise os_error(errno.EBUSY, f"{self.config.address} is open")
-        self.opened = True
+        self.opened, self._opted_in = True, False
         self._restart(now)
 
     def close(self, now: float) -> None:
@@ -234,9 +205,7 @@ class SimDevice:
 
     def reset(self, now: float) -> None:
         """VFIO_DEVICE_RESET: RUNNING and blank. Armed faults stay armed: they belong to the hardware."""
-        fault = self._take_fault(FaultOp.RESET)
-        if fault is not None and fault.errno:
-            raise os_error(fault.errno, "injected")
+        self._injected(FaultOp.RESET)
         self._restart(now)
 
     def _restart(self, now: float) -> None:
@@ -244,6 +213,7 @@ class SimDevice:
         self.arc = None
         self._fabric.assign(self.endpoint, None, now)
         self._enter(DeviceState.RUNNING, now)
+        self._registers = bytearray(CONFIG_BYTES)
         self._blank()
 
     def read(self, stream: SaveStream | LoadStream, buffer: memoryview, now: float) -> int:
@@ -252,10 +222,17 @@ class SimDevice:
             raise os_error(errno.EBADF, "the stream of RESUMING is not for reading")
         if stream is not self._saving:
             raise os_error(errno.ENODEV, "the device has left the saving states")
-        buffer = self._limited(FaultOp.READ, stream.position, buffer)
+        fault = self._injected(FaultOp.READ, stream.position)
+        if fault is not None and fault.ends:
+            return 0
+        buffer = buffer[: fault.limit_bytes] if fault and fault.limit_bytes else buffer
         self._settle(now)
         final = self.state is DeviceState.STOP_COPY
-        count = stream.read_into(buffer, self._trailer if final else None)
+        endless = final and take_fault(self.faults, FaultOp.ENDLESS) is not None
+        count = stream.read_into(buffer, self._trailer if final and not endless else None)
+        if endless and not count:
+            stream.mark(0, self._pages.count)
+            count = stream.read_into(buffer, None)
         if not count and not final:
             raise NoDataError
         return count
@@ -266,7 +243,8 @@ class SimDevice:
             raise os_error(errno.EBADF, "the stream of the saving states is not for writing")
         if stream is not self._loading:
             raise os_error(errno.ENODEV, "the device has left RESUMING")
-        return stream.write(self._limited(FaultOp.WRITE, stream.position, data))
+        fault = self._injected(FaultOp.WRITE, stream.position)
+        return stream.write(data[: fault.limit_bytes] if fault and fault.limit_bytes else data)
 
     def precopy_info(self, stream: SaveStream | LoadStream, now: float) -> PrecopyInfo:
         """VFIO_MIG_GET_PRECOPY_INFO. Raises OSError EINVAL outside of pre-copy, ENODEV for an old stream."""
@@ -274,9 +252,33 @@ class SimDevice:
             raise os_error(errno.EINVAL, f"{self.config.address} is {self.state.name}")
         if not isinstance(stream, SaveStream) or stream is not self._saving:
             raise os_error(errno.ENODEV, "the stream is of an earlier pre-copy")
+        fault = self._injected(FaultOp.INFO)
         self._settle(now)
         initial = stream.initial_bytes()
-        return PrecopyInfo(initial, stream.pending_bytes() - initial)
+        dirty = stream.pending_bytes() - initial
+        reinit, self._reinit = self._reinit, False
+        return PrecopyInfo(min(initial, fault.limit_bytes) if fault else initial, dirty, reinit)
+
+    def opt_in(self) -> None:
+        """VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 (SET), for as long as the device is open. Raises OSError ENOTTY."""
+        if not self.config.precopy_info_v2:
+            raise os_error(errno.ENOTTY, f"{self.config.address} has no PRECOPY_INFOv2")
+        self._opted_in = True
+
+    def reinit(self, now: float) -> None:
+        """Have new initial data, as after a reconfiguration: what was sent is to be sent again.
+
+        The next `precopy_info` says so by VFIO_PRECOPY_INFO_REINIT if the user has opted in; otherwise the data comes
+        as dirty data. Raises OSError EINVAL outside of pre-copy.
+        """
+        if self.state not in _PRE_COPY or self._saving is None:
+            raise os_error(errno.EINVAL, f"{self.config.address} is {self.state.name}")
+        self._settle(now)
+        if self._opted_in:
+            self._saving.begin_anew()
+            self._reinit = True
+        else:
+            self._saving.mark(0, self._pages.count)
 
     def data_size(self, now: float) -> int:
         """Stream bytes that STOP_COPY would (still) produce if the device stopped now."""
@@ -299,9 +301,30 @@ class SimDevice:
         self._check_region(offset, len(data), _UNDEFINED | {DeviceState.STOP_COPY})
         self._scratch[offset : offset + len(data)] = data
 
+    def read_registers(self, offset: int, length: int) -> bytes:
+        """Read config registers (64 bytes), as a user does. Raises OSError EINVAL outside of them."""
+        _check_bounds(offset, length, CONFIG_BYTES)
+        return bytes(self._registers[offset : offset + length])
+
+    def write_registers(self, offset: int, data: bytes) -> None:
+        """Write config registers; only a reset blanks them, and no state carries them. Raises OSError EINVAL."""
+        _check_bounds(offset, len(data), CONFIG_BYTES)
+        self._registers[offset : offset + len(data)] = data
+
+    def get_config(self) -> bytes:
+        """protocol.Device.config: the config registers, b"" if nobody has set any up. Raises OSError."""
+        self._injected(FaultOp.CONFIG)
+        return bytes(self._registers) if any(self._registers) else b""
+
+    def restore_config(self, data: bytes) -> None:
+        """protocol.Device.restore_config. Raises OSError EINVAL for bytes that are no such registers."""
+        self._injected(FaultOp.CONFIG)
+        if len(data) != CONFIG_BYTES:
+            raise os_error(errno.EINVAL, f"{len(data)} bytes for {CONFIG_BYTES} bytes of registers")
+        self._registers[:] = data
+
     def _check_region(self, offset: int, length: int, refused: frozenset[DeviceState]) -> None:
-        if offset < 0 or length < 0 or offset + length > SCRATCH_BYTES:
-            raise os_error(errno.EINVAL, f"{length} bytes at {offset} of {SCRATCH_BYTES}")
+        _check_bounds(offset, length, SCRATCH_BYTES)
         if self.state in refused:
             raise os_error(errno.EIO, f"{self.config.address} is {self.state.name}")
 
@@ -344,19 +367,14 @@ class SimDevice:
             if self._saving is not None:
                 self._saving.mark(first, last)
 
-    def _limited(self, op: FaultOp, position: int, view: memoryview) -> memoryview:
-        fault = self._take_fault(op, position=position)
-        if fault is None:
-            return view
-        if fault.errno:
+    def _injected(self, op: FaultOp, position: int = 0) -> Fault | None:
+        """The fault for an operation, if any. Raises OSError if it fails by it."""
+        fault = take_fault(self.faults, op, position=position)
+        if fault is not None and fault.errno:
             raise os_error(fault.errno, "injected")
-        return view[: fault.limit_bytes] if fault.limit_bytes else view
+        return fault
 
-    def _take_fault(
-        self, op: FaultOp, *, arc: tuple[DeviceState, DeviceState] | None = None, position: int = 0
-    ) -> Fault | None:
-        for fault in self.faults:
-            if fault.op is op and fault.arc == arc and position >= fault.after_bytes:
-                self.faults.remove(fault)
-                return fault
-        return None
+
+def _check_bounds(offset: int, length: int, size: int) -> None:
+    if offset < 0 or length < 0 or offset + length > size:
+        raise os_error(errno.EINVAL, f"{length} bytes at {offset} of {size}")

@@ -169,6 +169,12 @@ class SaveStream:
         self._pending_count += self._pending.count(0, first, last)
         self._pending[first:last] = b"\1" * (last - first)
 
+    def begin_anew(self) -> None:
+        """All pages are initial data again, and nothing else is pending."""
+        self.mark(0, self._pages.count)
+        self._fresh = 0
+        self._record_is_initial = True  # what is left of a record must come first in any case
+
     def initial_bytes(self) -> int:
         """Stream bytes left of what there was at the start."""
         left = self._pages.count - self._fresh

@@ -41,7 +41,7 @@ class SimulatedStream:
             return 0
         with self._lock:
             self._request(simwire.OP_READ, room)
-            return self._reply(buffer[:room])[0]
+            return self._reply(buffer[:room])[1]
 
     def write(self, data: memoryview) -> int:
         """Load at most 128 KiB of state; returns how many bytes the device took.
@@ -54,13 +54,14 @@ class SimulatedStream:
             return 0
         with self._lock:
             self._request(simwire.OP_WRITE, len(part), part)
-            return self._reply()[0]
+            return self._reply()[1]
 
     def precopy_info(self) -> PrecopyInfo:
         """VFIO_MIG_GET_PRECOPY_INFO. Raises OSError EINVAL outside of the pre-copy states."""
         with self._lock:
             self._request(simwire.OP_INFO, 0)
-            return PrecopyInfo(*self._reply())
+            flags, initial, dirty = self._reply()
+            return PrecopyInfo(initial, dirty, bool(flags & simwire.FLAG_REINIT))
 
     def close(self) -> None:
         """Close the fd; the device stays as it is."""
@@ -82,19 +83,19 @@ class SimulatedStream:
         except (BrokenPipeError, ConnectionResetError) as e:
             raise os_error(errno.ENODEV, "the simulator is gone") from e
 
-    def _reply(self, payload: memoryview | None = None) -> tuple[int, int]:
+    def _reply(self, payload: memoryview | None = None) -> tuple[int, int, int]:
         try:
             received, *_ = self._socket.recvmsg_into([self._head] if payload is None else [self._head, payload])
         except ConnectionResetError:
             received = 0
         if not received:
             raise os_error(errno.ENODEV, "the simulator is gone")
-        code, first, second = simwire.DATA_REPLY.unpack(self._head)
+        code, flags, first, second = simwire.DATA_REPLY.unpack(self._head)
         if code == errno.ENOMSG:
             raise NoDataError
         if code:
             raise OSError(code, os.strerror(code))
-        return first, second
+        return flags, first, second
 
 
 class SimulatedDevice:
@@ -132,6 +133,8 @@ class SimulatedDevice:
 
         Raises OSError; the device may then be in any state on the way.
         """
+        if new is DeviceState.PRE_COPY:
+            self._opt_in()
         _, fd = simwire.call(self._socket, {"op": "set_state", "state": new.value})
         return None if fd is None else SimulatedStream(fd)
 
@@ -140,11 +143,12 @@ class SimulatedDevice:
         return int(self._call("data_size")["bytes"])
 
     def config(self) -> bytes:
-        """See protocol.Device.config."""
-        return b""
+        """The config registers, 64 bytes; b"" if they are blank."""
+        return bytes.fromhex(self._call("config")["data"])
 
     def restore_config(self, data: bytes) -> None:
-        """See protocol.Device.restore_config."""
+        """Write all config registers. Raises OSError EINVAL for anything but 64 bytes."""
+        self._call("restore_config", data=data.hex())
 
     def reset(self) -> None:
         """VFIO_DEVICE_RESET: RUNNING and blank."""
@@ -173,6 +177,14 @@ class SimulatedDevice:
         """
         self._call("write_region", offset=offset, data=data.hex())
 
+    def read_registers(self, offset: int, length: int) -> bytes:
+        """Read config registers (64 bytes). Raises OSError EINVAL outside of them."""
+        return bytes.fromhex(self._call("read_registers", offset=offset, length=length)["data"])
+
+    def write_registers(self, offset: int, data: bytes) -> None:
+        """Write config registers; a reset blanks them, and no state carries them. Raises OSError EINVAL."""
+        self._call("write_registers", offset=offset, data=data.hex())
+
     def start_traffic(self, port: int, peers: Sequence[int]) -> None:
         """Make a blank device the one that answers as `port` and writes to `peers` while it runs.
 
@@ -181,6 +193,14 @@ class SimulatedDevice:
         Raises OSError EBUSY if it is not blank, EIO if it is not RUNNING.
         """
         self._call("start", port=port, peers=list(peers))
+
+    def _opt_in(self) -> None:
+        """VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2, if the device offers it."""
+        try:
+            self._call("opt_in")
+        except OSError as e:
+            if e.errno != errno.ENOTTY:
+                raise
 
     def _call(self, op: str, **arguments: Any) -> dict[str, Any]:
         return simwire.call(self._socket, {"op": op, **arguments})[0]
@@ -231,9 +251,11 @@ class SimulatorControl:
         to_error: bool = False,
         delay_us: int = 0,
         limit_bytes: int = 0,
+        ends: bool = False,
         after_bytes: int = 0,
+        times: int = 1,
     ) -> None:
-        """Arm a one-shot fault: simmodel.Fault, `op` being its FaultOp. Raises OSError ENODEV, EINVAL."""
+        """Arm a fault: simfaults.Fault, `op` being its FaultOp. Raises OSError ENODEV, EINVAL."""
         self._call(
             "fault",
             address=address,
@@ -244,9 +266,19 @@ class SimulatorControl:
                 "to_error": to_error,
                 "delay_us": delay_us,
                 "limit_bytes": limit_bytes,
+                "ends": ends,
                 "after_bytes": after_bytes,
+                "times": times,
             },
         )
+
+    def clear_faults(self, address: str) -> None:
+        """Disarm every fault of a device. Raises OSError ENODEV."""
+        self._call("clear_faults", address=address)
+
+    def reinit(self, address: str) -> None:
+        """Give a device new initial data. Raises OSError ENODEV, EINVAL outside of pre-copy."""
+        self._call("reinit", address=address)
 
     def configure(self, *, rate_per_second: float, latency_us: float) -> None:
         """Change the P2P traffic: writes each device initiates, and how long one is under way."""

@@ -28,49 +28,14 @@ from typing import Any, TextIO
 
 from vfio_agent.devices import simwire
 from vfio_agent.devices.protocol import NoDataError
+from vfio_agent.devices.simconfig import parse_device, parse_fault
 from vfio_agent.devices.simfabric import Fabric
-from vfio_agent.devices.simmodel import ALL_FLAGS, DeviceConfig, Fault, FaultOp, SimDevice
+from vfio_agent.devices.simmodel import SimDevice
 from vfio_agent.devices.simstate import LoadStream, SaveStream, os_error
-from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.device import DeviceState
 
 # How often the traffic is brought up to date when nothing else does so; bounds the work of one catching up.
 _TICK_SECONDS = 0.02
-
-
-def parse_device(config: Mapping[str, Any]) -> DeviceConfig:
-    """A device of the configuration file; times there are in microseconds. Raises KeyError or ValueError."""
-    arcs: dict[tuple[DeviceState, DeviceState], float] = {}
-    for arc, microseconds in config.get("arc_latencies_us", {}).items():
-        source, _, target = arc.partition("->")
-        arcs[DeviceState[source], DeviceState[target]] = microseconds / 1e6
-    flags = ALL_FLAGS
-    if "flags" in config:
-        flags = MigrationFlags(0)
-        for flag in config["flags"]:
-            flags |= MigrationFlags[flag]
-    return DeviceConfig(
-        address=config["address"],
-        model=config["model"],
-        size_bytes=int(config["size_bytes"]),
-        dirty_rate_bytes_per_second=float(config.get("dirty_rate_bytes_per_second", 0)),
-        flags=flags,
-        arc_latency_seconds=config.get("arc_latency_us", 0) / 1e6,
-        arc_latencies_seconds=arcs,
-    )
-
-
-def parse_fault(fault: Mapping[str, Any]) -> Fault:
-    """A fault as SimulatorControl.fault sends it. Raises KeyError or ValueError."""
-    arc = fault.get("arc")
-    return Fault(
-        op=FaultOp(fault["op"]),
-        arc=None if arc is None else (DeviceState(arc[0]), DeviceState(arc[1])),
-        errno=int(fault.get("errno", 0)),
-        to_error=bool(fault.get("to_error", False)),
-        delay_seconds=fault.get("delay_us", 0) / 1e6,
-        limit_bytes=int(fault.get("limit_bytes", 0)),
-        after_bytes=int(fault.get("after_bytes", 0)),
-    )
 
 
 class Simulator:
@@ -190,6 +155,12 @@ class Simulator:
                 case "fault":
                     self._device(request["address"]).faults.append(parse_fault(request["fault"]))
                     return {}
+                case "clear_faults":
+                    self._device(request["address"]).faults.clear()
+                    return {}
+                case "reinit":
+                    self._device(request["address"]).reinit(now)
+                    return {}
                 case "configure":
                     p2p = request["p2p"]
                     self._fabric.configure(p2p["rate_per_second"], p2p["latency_us"] / 1e6, now)
@@ -199,7 +170,7 @@ class Simulator:
 
     def _request(self, device: SimDevice, request: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
         op = request.get("op")
-        if op in {"flags", "state", "set_state", "data_size"} and not device.config.flags:
+        if op in {"flags", "state", "set_state", "data_size", "opt_in"} and not device.config.flags:
             raise os_error(errno.ENOTTY, f"{device.config.address} cannot migrate")
         if op == "set_state":
             return {}, self._set_state(device, DeviceState(request["state"]))
@@ -218,6 +189,16 @@ class Simulator:
                     return {"data": device.read_region(request["offset"], request["length"]).hex()}, None
                 case "write_region":
                     device.write_region(request["offset"], bytes.fromhex(request["data"]))
+                case "read_registers":
+                    return {"data": device.read_registers(request["offset"], request["length"]).hex()}, None
+                case "write_registers":
+                    device.write_registers(request["offset"], bytes.fromhex(request["data"]))
+                case "config":
+                    return {"data": device.get_config().hex()}, None
+                case "restore_config":
+                    device.restore_config(bytes.fromhex(request["data"]))
+                case "opt_in":
+                    device.opt_in()
                 case "start":
                     with self._traced("start", device, device.state):
                         device.start_traffic(int(request["port"]), tuple(map(int, request["peers"])), now)
@@ -256,7 +237,7 @@ class Simulator:
         with connection, contextlib.suppress(ConnectionResetError, BrokenPipeError):
             while connection.recvmsg_into([head, chunk])[0]:
                 op, length = simwire.DATA_REQUEST.unpack(head)
-                code = first = second = 0
+                code = flags = first = second = 0
                 payload = chunk[:0]
                 try:
                     with self._lock:
@@ -269,11 +250,12 @@ class Simulator:
                         else:
                             info = device.precopy_info(stream, now)
                             first, second = info.initial_bytes, info.dirty_bytes
+                            flags = simwire.FLAG_REINIT if info.reinit else 0
                 except NoDataError:
                     code = errno.ENOMSG
                 except OSError as e:
                     code = e.errno or errno.EIO
-                connection.sendmsg([simwire.DATA_REPLY.pack(code, first, second), payload])
+                connection.sendmsg([simwire.DATA_REPLY.pack(code, flags, first, second), payload])
 
     @contextlib.contextmanager
     def _traced(self, event: str, device: SimDevice, target: DeviceState, began: float | None = None) -> Iterator[None]:

@@ -17,10 +17,11 @@ from typing import Any
 
 from vfio_agent.devices.simstate import os_error
 
-# The data stream: request (operation, length), for a write followed by the data; reply (errno, two numbers),
+# The data stream: request (operation, length), for a write followed by the data; reply (errno, flags, two numbers),
 # for a read followed by the data.
 DATA_REQUEST = struct.Struct("<II")
-DATA_REPLY = struct.Struct("<iQQ")
+DATA_REPLY = struct.Struct("<iIQQ")
+FLAG_REINIT = 1
 OP_READ, OP_WRITE, OP_INFO = range(3)
 MAX_CHUNK = 128 * 1024
 

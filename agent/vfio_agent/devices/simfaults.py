@@ -1,0 +1,63 @@
+"""What a simulated device can be told to do wrong. Pure."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from vfio_api.device import DeviceState
+
+
+class FaultOp(StrEnum):
+    """What a fault waits for."""
+
+    ARC = "arc"
+    READ = "read"
+    WRITE = "write"
+    INFO = "info"  # VFIO_MIG_GET_PRECOPY_INFO
+    CONFIG = "config"  # reading or restoring the config registers
+    RESET = "reset"
+    ENDLESS = "endless"  # a read in STOP_COPY that would find nothing more: the pages come once more
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Goes wrong at the first `times` operations it fits; times 0: until it is cleared.
+
+    arc: the single arc (from, to), for FaultOp.ARC. errno: what the operation fails with; 0: it succeeds, slower or
+    shorter. to_error: a failing arc ends in ERROR instead of where it began. delay_seconds: an arc takes longer.
+    limit_bytes: a read or write is cut to this, INFO promises no more initial bytes. ends: a read gives 0 bytes, as at
+    the end. after_bytes: a read or write only from this position of its stream.
+    """
+
+    op: FaultOp
+    arc: tuple[DeviceState, DeviceState] | None = None
+    errno: int = 0
+    to_error: bool = False
+    delay_seconds: float = 0.0
+    limit_bytes: int = 0
+    ends: bool = False
+    after_bytes: int = 0
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.op is FaultOp.ARC) != (self.arc is not None):
+            raise ValueError("an arc is named for faults of arcs, and only for these")
+        if self.to_error and not self.errno:
+            raise ValueError("an arc into ERROR has failed: give the errno it fails with")
+        if self.ends and self.op is not FaultOp.READ:
+            raise ValueError("only what is read has an end")
+        if self.times < 0:
+            raise ValueError("a fault goes wrong once, more often, or (0) until it is cleared")
+
+
+def take_fault(
+    faults: list[Fault], op: FaultOp, *, arc: tuple[DeviceState, DeviceState] | None = None, position: int = 0
+) -> Fault | None:
+    """The first fault that fits the operation; it is spent by one time, and disarmed with the last."""
+    for number, fault in enumerate(faults):
+        if fault.op is op and fault.arc == arc and position >= fault.after_bytes:
+            if fault.times == 1:
+                del faults[number]
+            elif fault.times:
+                faults[number] = replace(fault, times=fault.times - 1)
+            return fault
+    return None
