@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from vfio_agent.agent import Agent
 from vfio_agent.broker import Broker
-from vfio_agent.devices.kernel import KernelGroupBackend
+from vfio_agent.devices.kernel import KernelBackend
 from vfio_agent.devices.protocol import Backend
 from vfio_agent.devices.simulated import SimulatedBackend
 from vfio_agent.holdings import Holdings
@@ -43,7 +43,7 @@ def _boot_id() -> str:
 def _backends(settings: AgentSettings) -> dict[str, Backend]:
     backends: dict[str, Backend] = {}
     if settings.kernel_devices:
-        backends[KernelGroupBackend.name] = KernelGroupBackend()
+        backends[KernelBackend.name] = KernelBackend(settings.kernel_path)
     if settings.simulator_socket is not None:
         backends[SimulatedBackend.name] = SimulatedBackend(settings.simulator_socket)
     return backends

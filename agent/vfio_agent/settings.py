@@ -4,12 +4,16 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from vfio_agent.devices.kernel import KernelPath
+
 
 class AgentSettings(BaseSettings):
     """Where the agent finds things. Paths are the container's.
 
     state_dir survives a reboot, runtime_dir is a tmpfs that survives the agent. advertise_host is what other nodes'
-    agents connect to; with advertise_port 0 the port listened on is advertised.
+    agents connect to; with advertise_port 0 the port listened on is advertised. kernel_path is how kernel devices are
+    opened: auto (by /dev/vfio/devices and /dev/iommu where the node has both, else by the legacy group), cdev, group;
+    devices that the keeper holds stay as they were opened.
     """
 
     model_config = SettingsConfigDict(env_prefix="VFIO_AGENT_")
@@ -21,6 +25,7 @@ class AgentSettings(BaseSettings):
     broker_socket: Path = Path("/run/vfio-agent/broker.sock")
     simulator_socket: Path | None = None
     kernel_devices: bool = True
+    kernel_path: KernelPath = "auto"
     kubeconfig: Path | None = None
     token_file: Path = Path("/var/run/secrets/vfio-operator/token")
     operator_namespace: str = "vfio-migration"

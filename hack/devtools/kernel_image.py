@@ -7,7 +7,7 @@ import lzma
 import re
 import struct
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _SECTOR = 512
@@ -43,15 +43,16 @@ def vmlinux_from_bzimage(image: bytes, zstd: Path) -> bytes:
     return elf
 
 
-def modules_in_order(tree: Path, names: Iterable[str]) -> dict[str, bytes]:
+def modules_in_order(trees: Sequence[Path], names: Iterable[str]) -> dict[str, bytes]:
     """The named modules and all they depend on, in an order in which they can be inserted.
 
     Reads the ``depends=`` line of each module's ``.modinfo``, so no depmod is needed. A dependency that is
-    not in the tree is built into the kernel or not needed; a module asked for by name must be there. Raises
-    `ImageError`.
+    in none of the trees is built into the kernel or not needed; a module asked for by name must be there. Of
+    one that is in several trees, the last tree's is taken. Raises `ImageError`.
     """
     files = {
         path.name.partition(".ko")[0].replace("-", "_"): path
+        for tree in trees
         for path in tree.rglob("*.ko*")
         if path.name.endswith((".ko", ".ko.xz"))
     }
@@ -70,7 +71,7 @@ def modules_in_order(tree: Path, names: Iterable[str]) -> dict[str, bytes]:
 
     for name in names:
         if name not in files:
-            raise ImageError(f"no module {name} in {tree}")
+            raise ImageError(f"no module {name} in {', '.join(map(str, trees))}")
         add(name)
     return ordered
 

@@ -144,6 +144,18 @@ class KernelNode:
         self.agent.wait_for("agent started")
         return self.agent
 
+    def restart_agent(self) -> None:
+        """Kill the agent and start another; returns once that is connected and has looked at all devices."""
+        self.agent.kill()
+        self.start_agent()
+        for text in ('"connected"', *self.devices):
+            self.agent.wait_for(text)
+
+    def opened(self) -> set[str]:
+        """The device nodes behind the fds that the keeper holds."""
+        links = self.guest.exec(["find", f"/proc/{self.keeper.pid}/fd", "-type", "l", "-printf", "%l\\n"]).check()
+        return {link for link in links.stdout.splitlines() if link.startswith(("/dev/vfio/", "/dev/iommu"))}
+
     def _write_credentials(self) -> None:
         self._stack.agent_credentials(self.name, self.dir, self._stack.server_for_guests)
 
@@ -156,6 +168,7 @@ class KernelNode:
             "KEEPER_SOCKET": str(KEEPER_SOCKET),
             "BROKER_SOCKET": str(BROKER_SOCKET),
             "KERNEL_DEVICES": "true",
+            "KERNEL_PATH": self._stack.path,
             "KUBECONFIG": self.guest.inside(self.dir / "kubeconfig"),
             "TOKEN_FILE": self.guest.inside(self.dir / "operator-token"),
             "OPERATOR_NAMESPACE": NAMESPACE,
@@ -183,8 +196,8 @@ class KernelStack(Stack):
 
     nodes: dict[str, KernelNode]  # type: ignore[assignment]  # not simulated, otherwise alike
 
-    def __init__(self, devices: int = 2, *, operator: bool = True):
-        """See the class; without `operator` none is started.
+    def __init__(self, devices: int = 2, *, operator: bool = True, path: str = "auto"):
+        """See the class; without `operator` none is started. path: how agents open devices (their KERNEL_PATH).
 
         Raises what `devtools.kernel.kernel_artefacts` and `ensure_qemu` raise where guests cannot be had.
         """
@@ -192,6 +205,7 @@ class KernelStack(Stack):
         ensure_qemu()
         super().__init__(NODES, tls_sans=[HOST])
         self._devices, self._operator = devices, operator
+        self.path = path
 
     @property
     def server_for_guests(self) -> str:
@@ -211,15 +225,31 @@ class KernelStack(Stack):
                 list(pool.map(KernelNode.start, self.nodes.values()))
             self.devices_published(len(NODES) * self._devices, 60)
         except BaseException as error:
-            for log, text in self.logs().items():
-                error.add_note(f"==== {log}\n{text}")
+            self.explain(error)
             self.closing.close()
             raise
         return self
 
+    def explain(self, error: BaseException) -> None:
+        """Add the last words of every process to an error."""
+        for log, text in self.logs().items():
+            error.add_note(f"==== {log}\n{text}")
+
     def start_operator(self, name: str = "operator-0", **settings: str) -> Child:
         """`Stack.start_operator`, with the address at which guests find it."""
         return super().start_operator(name, **{"ADVERTISE_HOST": HOST, **settings})
+
+    def restart_agents(self, path: str) -> None:
+        """Kill all agents and start others that open devices by `path`; what the keepers hold stays as it is open."""
+        self.path = path
+        with ThreadPoolExecutor(len(self.nodes)) as pool:
+            list(pool.map(KernelNode.restart_agent, self.nodes.values()))
+
+    def give_up_devices(self) -> None:
+        """Have every device closed."""
+        for device in self.get("vfd")["items"]:
+            if device.get("status", {}).get("holder"):
+                self.nodes[device["spec"]["nodeName"]].workload.close(device["spec"]["address"])
 
     def logs(self) -> dict[str, str]:
         """The last words of every process, for a failure's report: log file -> text."""

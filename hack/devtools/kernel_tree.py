@@ -13,17 +13,25 @@ from typing import IO
 
 from devtools.kernel_apt import Mirror, PackageError, PrivateApt, require
 
-MODULE_FOLDERS = ("fs/9p", "fs/netfs", "net/9p", "net/core", "drivers/net", "drivers/vfio", "virt/lib")
+MODULE_FOLDERS = ("fs/9p", "fs/netfs", "net/9p", "net/core", "drivers/net")
 IMAGE_FILES = ("./boot/vmlinuz-*", *(f"*/lib/modules/*/kernel/{folder}/*.ko*" for folder in MODULE_FOLDERS))
-DRIVER = "samples/vfio-mdev/mtty.c"
+SOURCES = (
+    "drivers/iommu/iommu-priv.h",
+    "drivers/iommu/iommufd/*.[ch]",
+    "drivers/vfio/*.[ch]",
+    "drivers/vfio/mdev/*.[ch]",
+    "lib/interval_tree.c",
+    "samples/vfio-mdev/mtty.c",
+)
+"""What is compiled for the guests (`devtools.kernel_modules`)."""
 _STREAM_BUFFER = 1 << 20
 
 
 def fetch_tree(target: Path, mirror: Mirror) -> None:
-    """Fill a folder with the kernel's image, some modules, headers and kbuild, and with busybox, zstd and
-    ``mtty.c``.
+    """Fill a folder with the kernel's image, some modules, headers, kbuild and sources, and with busybox and zstd.
 
-    The kernel is the one that linux-image-amd64 of backports stands for; its version goes to the file
+    All is unpacked in ``root`` but for the kernel's own sources, of which ``source`` has what is compiled for the
+    guests. The kernel is the one that linux-image-amd64 of backports stands for; its version goes to the file
     ``abi``. Raises `MissingToolError` or `PackageError`.
     """
     require("apt-get", "apt-cache", "dpkg-deb", "tar", "xz")
@@ -48,7 +56,7 @@ def fetch_tree(target: Path, mirror: Mirror) -> None:
         if deb.name.startswith("linux-image-"):
             _unpack_some(deb, root)
         elif deb.name.startswith("linux-source-"):
-            (target / "mtty.c").write_bytes(_driver_source(deb))
+            _unpack_sources(deb, target / "source")
         else:
             subprocess.run(["dpkg-deb", "-x", deb, root], check=True)
     (target / "abi").write_text(abi)
@@ -84,12 +92,14 @@ def _unpack_some(deb: Path, root: Path) -> None:
                 archive.extract(member, root, filter="data")
 
 
-def _driver_source(deb: Path) -> bytes:
-    """Pick one file out of the archive inside the package: by a pipe, much faster than by tarfile."""
+def _unpack_sources(deb: Path, target: Path) -> None:
+    """Take some files out of the archive inside the package: by a pipe, much faster than by tarfile."""
+    target.mkdir()
+    wanted = [f"*/{pattern}" for pattern in SOURCES]
     commands: tuple[Sequence[str | Path], ...] = (
         ["dpkg-deb", "--fsys-tarfile", deb],
         ["tar", "-xO", "--wildcards", "./usr/src/linux-source-*.tar.xz"],
-        ["tar", "-xJO", "--wildcards", "--occurrence=1", f"*/{DRIVER}"],
+        ["tar", "-xJ", "-C", target, "--strip-components=1", "--no-wildcards-match-slash", "--wildcards", *wanted],
     )
     with ExitStack() as stack:
         stream: IO[bytes] | None = None
@@ -101,8 +111,6 @@ def _driver_source(deb: Path) -> bytes:
             if stream is not None:
                 stream.close()
             stream = process.stdout
-        assert stream is not None
-        source = stream.read()
-    if not source:
-        raise PackageError(f"{deb.name} has no {DRIVER}: it is no kernel that this project knows")
-    return source
+        process.wait()
+    if process.returncode != 0:  # tar misses a pattern that nothing matched
+        raise PackageError(f"{deb.name} has not all of {', '.join(SOURCES)}: it is no kernel that this project knows")

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from devtools.mtty_trace import Arc, parse_driver_trace
-from devtools.mtty_workload import Fault, Mark, arm_fault, disarm_faults, read_mark, write_mark
+from devtools.mtty_workload import (
+    Fault,
+    Mark,
+    arm_fault,
+    disarm_faults,
+    interrupt_line,
+    read_mark,
+    set_interrupt_line,
+    write_mark,
+)
 
 PORTS = 2
 """Ports of the device type mtty-2; each takes a mark."""
@@ -68,6 +77,18 @@ class Workload:
         """Take the marks out of a device that is held for workloads. Raises WorkloadError."""
         found = self._ask({"op": "read", "device": address})["marks"]
         return tuple(Mark(scratch, bytes.fromhex(queue)) for scratch, queue in found)
+
+    def close(self, address: str) -> None:
+        """Give a device up: the node closes it. Raises WorkloadError."""
+        self._ask({"op": "close", "device": address})
+
+    def set_interrupt_line(self, address: str, line: int) -> None:
+        """Write the register of the PCI config space that the device's own state leaves out. Raises WorkloadError."""
+        self._ask({"op": "set line", "device": address, "line": line})
+
+    def interrupt_line(self, address: str) -> int:
+        """Read it. Raises WorkloadError."""
+        return int(self._ask({"op": "line", "device": address})["line"])
 
     def arm_fault(self, old: int, new: int, fault: Fault, *, device: str = "", delay_ms: int = 0) -> None:
         """See `devtools.mtty_workload.arm_fault`."""
@@ -125,6 +146,16 @@ class _Server:
                 with _opened(self._broker, request["device"]) as device:
                     marks = [read_mark(device, port) for port in range(PORTS)]
                 return {"marks": [[mark.scratch, mark.queue.hex()] for mark in marks]}
+            case "close":
+                from vfio_agent.broker import close_device
+
+                close_device(self._broker, request["device"])
+            case "set line":
+                with _opened(self._broker, request["device"]) as device:
+                    set_interrupt_line(device, request["line"])
+            case "line":
+                with _opened(self._broker, request["device"]) as device:
+                    return {"line": interrupt_line(device)}
             case "fault":
                 options = {key: request[key] for key in ("device", "delay_ms")}
                 arm_fault(request["old"], request["new"], Fault[request["kind"]], **options)

@@ -29,6 +29,7 @@ GROUP_SET_CONTAINER = 0x3B << 8 | 104
 GROUP_GET_DEVICE_FD = 0x3B << 8 | 106
 TYPE1V2_IOMMU = 3
 REGION_INFO = struct.Struct("=IIIIQQ")
+CONFIG_REGION, INTERRUPT_LINE = 7, 0x3C
 
 FIFO_LIMIT = 15
 """A full FIFO of 16 bytes reads as an empty one, so a mark is one shorter."""
@@ -114,13 +115,23 @@ def read_mark(device: int, port: int = 0) -> Mark:
     return Mark(_peek(device, offset + Register.SCR), _read_queue(device, offset))
 
 
+def set_interrupt_line(device: int, line: int) -> None:
+    """Write the one register of mtty's PCI config space that keeps a byte; it is no part of the state it saves."""
+    _poke(device, region_offset(device, CONFIG_REGION) + INTERRUPT_LINE, line)
+
+
+def interrupt_line(device: int) -> int:
+    """Read it."""
+    return _peek(device, region_offset(device, CONFIG_REGION) + INTERRUPT_LINE)
+
+
 def region_offset(device: int, index: int) -> int:
     """Where a region lies in the device's file (VFIO_DEVICE_GET_REGION_INFO); port n is region n."""
     info = bytearray(REGION_INFO.pack(REGION_INFO.size, 0, index, 0, 0, 0))
     fcntl.ioctl(device, GET_REGION_INFO, info)
     _, _, _, _, size, offset = REGION_INFO.unpack(info)
     if not size:
-        raise OSError(errno.ENXIO, f"the device has no port {index}")
+        raise OSError(errno.ENXIO, f"the device has no region {index}")
     return int(offset)
 
 

@@ -1,8 +1,8 @@
 """Every pair of states asked of a real device, and what the kernel does compared with `vfio_api.device`.
 
-Runs inside a guest, with the UUID of a free mdev as its argument, and prints one JSON object: pairs asked, arcs taken
-(as the driver logged them), and every difference. An arc out of RESUMING is asked for after a whole state was loaded,
-since without one it is refused.
+Runs inside a guest, with the UUID of a free mdev and a way to open it (group, cdev) as its arguments, and prints one
+JSON object: pairs asked, arcs taken (as the driver logged them), and every difference. An arc out of RESUMING is asked
+for after a whole state was loaded, since without one it is refused.
 """
 
 import errno
@@ -16,7 +16,7 @@ from devtools.kernel_workload import KernelLog
 from devtools.mtty_trace import Outcome, parse_driver_trace
 from devtools.mtty_workload import Fault, arm_fault, disarm_faults
 from vfio_agent.devices import uapi
-from vfio_agent.devices.kernel import KernelGroupBackend
+from vfio_agent.devices.kernel import KernelBackend, KernelPath
 from vfio_api.device import DATA_FD_ARCS, DeviceState, IllegalArcError, path
 
 # Linux before 7.2 loops for ever in these two, with the kernel's one CPU: never ask for them.
@@ -37,9 +37,9 @@ class Answer:
 class Subject:
     """The device under test."""
 
-    def __init__(self, uuid: str):
+    def __init__(self, uuid: str, path: KernelPath):
         self._uuid = uuid
-        self._device = KernelGroupBackend().open(uuid)
+        self._device = KernelBackend(path).open(uuid)
         self._fd = self._device.fds()[0]
         self._log = KernelLog()
         self.flags = self._device.flags()
@@ -107,9 +107,9 @@ class Subject:
         self._device.close()
 
 
-def main(uuid: str) -> int:
+def main(uuid: str, path: KernelPath) -> int:
     """Ask everything; print the outcome."""
-    subject = Subject(uuid)
+    subject = Subject(uuid, path)
     differences: list[str] = []
     pairs, arcs = 0, 0
     try:
@@ -128,4 +128,4 @@ def main(uuid: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], "cdev" if sys.argv[2] == "cdev" else "group"))

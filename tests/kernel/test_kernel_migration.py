@@ -5,149 +5,44 @@ are marks in their emulated UARTs, written by a workload at the source and read 
 """
 
 import itertools
-import json
+import re
 import statistics
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from devtools.kernel_stack import KernelNode, KernelStack
-from devtools.kernel_workload import PORTS, Marks
+from devtools.kernel_stack import KernelStack
+from devtools.kernel_workload import PORTS
 from devtools.mtty_trace import Arc, Outcome
-from devtools.mtty_workload import FIFO_LIMIT, Fault, Mark
-from devtools.stack import Json, migration
+from devtools.mtty_workload import Fault
+from kernel.figures import Figures
+from kernel.sides import (
+    LOST,
+    MOVING,
+    Side,
+    assert_rolled_back,
+    assert_source,
+    assert_target,
+    condition,
+    migrate,
+    sides,
+    states,
+)
 from vfio_api.device import DeviceState
 
-MIGRATIONS = 50
-MOVING, TABLE, LOST = (0, 1), 2, (3, 4)  # which of a node's devices are for what
+MIGRATIONS = {"group": 50, "cdev": 20}
 DELAY_MS = 300
-IN_GUEST_ARCS = Path(__file__).with_name("in_guest_arcs.py")
-
-SOURCE_PATH = ["RUNNING", "PRE_COPY", "PRE_COPY_P2P", "STOP_COPY", "STOP"]
-TARGET_PATH = ["STOP", "RESUMING", "STOP", "RUNNING_P2P", "RUNNING"]
-PREPARATION = ["RUNNING", "RUNNING_P2P"]  # from a reset to STOP
-
-_names = itertools.count()
+OPENED = {
+    "group": [r"/dev/vfio/\d+", "/dev/vfio/vfio"],
+    "cdev": [r"/dev/vfio/devices/vfio\d+", "/dev/iommu"],
+}
+"""What is open for a device, by each way."""
 
 
-@dataclass(frozen=True)
-class Side:
-    """The devices of one node that take part."""
-
-    node: KernelNode
-    indexes: Sequence[int] = MOVING
-
-    @property
-    def devices(self) -> list[str]:
-        return [self.node.devices[index] for index in self.indexes]
-
-    @property
-    def ends(self) -> list[tuple[str, str]]:
-        return [(self.node.name, device) for device in self.devices]
-
-    def mark(self, salt: int) -> list[Marks]:
-        """Mark every port of every device, each differently; returns what was written."""
-        written = []
-        for number, device in enumerate(self.devices):
-            marks = tuple(
-                Mark((37 * salt + 11 * number + port) % 256, f"{salt}.{number}.{port}".encode()[:FIFO_LIMIT])
-                for port in range(PORTS)
-            )
-            self.node.workload.mark(device, marks)
-            written.append(marks)
-        return written
-
-    def read(self) -> list[Marks]:
-        return [self.node.workload.read(device) for device in self.devices]
-
-    def arcs(self) -> list[Arc]:
-        """What the driver did with these devices since the last look."""
-        return [arc for arc in self.node.workload.arcs() if arc.device in self.devices]
-
-
-def sides(stack: KernelStack, indexes: Sequence[int] = MOVING) -> tuple[Side, Side]:
-    """(source, target): where the devices are held now, or the first node if nowhere."""
-    first, second = (Side(node, indexes) for node in stack.nodes.values())
-    held = {(d["spec"]["nodeName"], d["spec"]["address"]) for d in stack.get("vfd")["items"] if d["status"]["holder"]}
-    return (second, first) if second.ends[0] in held else (first, second)
-
-
-def migrate(stack: KernelStack, source: Side, target: Side, **spec: Any) -> Json:
-    """Apply a migration of all devices and wait until it is finished; returns the object."""
-    stack.settled(source.ends, target.ends)
-    name = f"kernel-{next(_names)}"
-    pairs = [
-        (f"tty{number}", source.node.name, old, target.node.name, new)
-        for number, (old, new) in enumerate(zip(source.devices, target.devices, strict=True))
-    ]
-    stack.kubectl("create", "-f", "-", input=json.dumps(migration(name, pairs, **spec)))
-    stack.kubectl("wait", "--for=condition=Finished", f"vfm/{name}", "--timeout=60s")
-    return stack.get("vfm", name)
-
-
-def condition(found: Json, kind: str) -> Json:
-    """One condition of a migration's status."""
-    by_type: dict[str, Json] = {c["type"]: c for c in found["status"]["conditions"]}
-    return by_type[kind]
-
-
-def states(arcs: Sequence[Arc], device: str) -> list[str]:
-    """The states of one device, from its first arc on; an arc that failed does not count."""
-    own = [arc for arc in arcs if arc.device == device and arc.outcome is not Outcome.FAILED]
-    return [own[0].old, *(arc.new for arc in own)] if own else []
-
-
-def assert_barrier(arcs: Sequence[Arc], side: Side, before: str, after: str) -> None:
-    """No device begins to enter `after` before every device that takes part has begun to enter `before`."""
-    entered = [arcs.index(arc) for arc in arcs if arc.new == before]
-    passed = [arcs.index(arc) for arc in arcs if arc.new == after and arc.old == before]
-    assert len(entered) == len(passed) == len(side.devices), arcs
-    assert max(entered) < min(passed), arcs
-
-
-def assert_source(arcs: Sequence[Arc], side: Side) -> None:
-    """Every source device took exactly the way of a migration, behind barrier A."""
-    assert [states(arcs, device) for device in side.devices] == [SOURCE_PATH] * len(side.devices)
-    assert_barrier(arcs, side, "PRE_COPY_P2P", "STOP_COPY")
-    assert {arc.outcome for arc in arcs} == {Outcome.TAKEN}
-
-
-def assert_target(arcs: Sequence[Arc], side: Side) -> None:
-    """Every target device took exactly the way of a migration, after its reset, and behind barrier C."""
-    resets = [arc for arc in arcs if arc.outcome is Outcome.RESET]
-    assert {(arc.old, arc.new) for arc in resets} <= {("STOP", "RUNNING")}  # a source of an earlier migration
-    moved = [arc for arc in arcs if arc.outcome is not Outcome.RESET]
-    paths = [states(moved, device) for device in side.devices]
-    assert paths == [PREPARATION + TARGET_PATH] * len(side.devices)
-    assert {arc.outcome for arc in moved} == {Outcome.TAKEN}
-    started = [arc for arc in moved if (arc.old, arc.new) in (("STOP", "RUNNING_P2P"), ("RUNNING_P2P", "RUNNING"))]
-    assert_barrier(started, side, "RUNNING_P2P", "RUNNING")
-
-
-def assert_rolled_back(stack: KernelStack, source: Side, target: Side, marks: list[Marks], found: Json) -> None:
-    """The sources run with their marks, having been let go behind the barrier; the targets are blank and free."""
-    assert found["status"]["phase"] == "Failed"
-    assert condition(found, "Succeeded")["status"] == "False"
-    stack.settled(source.ends, target.ends)
-    arcs = source.arcs()
-    assert [states(arcs, device)[-1] for device in source.devices] == ["RUNNING"] * len(source.devices)
-    assert_barrier(arcs, source, "RUNNING_P2P", "RUNNING")
-    assert source.read() == marks
-    blanked = target.arcs()
-    for device in target.devices:
-        last = [arc for arc in blanked if arc.device == device][-1]
-        assert (last.new, last.outcome) == ("RUNNING", Outcome.RESET)
-
-
-def test_fifty_migrations_back_and_forth_carry_the_marks(stack: KernelStack, figures: dict[str, str]) -> None:
+def test_migrations_back_and_forth_carry_the_marks(stack: KernelStack, path: str, figures: Figures) -> None:
     source, target = sides(stack)
     seen: dict[str, list[Arc]] = {source.node.name: [], target.node.name: []}
     downtimes: list[int] = []
     began = time.monotonic()
-    for number in range(MIGRATIONS):
+    for number in range(MIGRATIONS[path]):
         marks = source.mark(number)
         found = migrate(stack, source, target)
         assert condition(found, "Succeeded")["status"] == "True", found["status"]
@@ -163,15 +58,32 @@ def test_fifty_migrations_back_and_forth_carry_the_marks(stack: KernelStack, fig
     for node in stack.nodes.values():  # nothing escaped that was read piece by piece
         whole = [arc for arc in node.guest.driver_trace() if arc.device in Side(node).devices]
         assert whole[-len(seen[node.name]) :] == seen[node.name]
+    report(figures, path, [arc for trace in seen.values() for arc in trace], downtimes, seconds)
+
+
+def report(figures: Figures, path: str, arcs: list[Arc], downtimes: list[int], seconds: float) -> None:
+    """What so many migrations came to: results for one migration must be the same by both ways, times need not."""
+    count = len(downtimes)
+    taken = sum(arc.outcome is Outcome.TAKEN for arc in arcs)
     p50, p99 = statistics.median(downtimes), statistics.quantiles(downtimes, n=100, method="inclusive")[98]
-    figures["migrations"] = f"{MIGRATIONS} of {len(MOVING)} devices each in {seconds:.1f} s, all Succeeded"
-    figures["downtime (status)"] = (
-        f"p50 {p50 / 1e3:.1f} ms, p99 {p99 / 1e3:.1f} ms, min {min(downtimes) / 1e3:.1f} ms, "
-        f"max {max(downtimes) / 1e3:.1f} ms"
-    )
-    arcs = [arc for trace in seen.values() for arc in trace]
-    resets = sum(arc.outcome is Outcome.RESET for arc in arcs)
-    figures["arcs (driver's log)"] = f"{len(arcs) - resets} arcs and {resets} resets, none failed"
+    figures.measured(path, "migrations", f"{count}, all Succeeded, in {seconds:.1f} s")
+    figures.same(path, "arcs a migration", f"{taken / count:g}, none failed (driver's log)")
+    figures.same(path, "barriers a migration", "2 of 2 held (A at the source, C at the target)")
+    figures.same(path, "marks a migration", f"{len(MOVING) * PORTS} of {len(MOVING) * PORTS} intact")
+    figures.measured(path, "downtime p50, p99", f"{p50 / 1e3:.1f} ms, {p99 / 1e3:.1f} ms")
+    figures.measured(path, "downtime min, max", f"{min(downtimes) / 1e3:.1f} ms, {max(downtimes) / 1e3:.1f} ms")
+
+
+def test_devices_are_open_by_the_way_asked_for(stack: KernelStack, path: str, figures: Figures) -> None:
+    source, target = sides(stack)
+    source.mark(55)
+    stack.settled(source.ends, target.ends)
+    opened = source.node.opened()
+    for pattern in OPENED[path]:
+        assert any(re.fullmatch(pattern, node) for node in opened), opened
+    for pattern in itertools.chain.from_iterable(OPENED[other] for other in OPENED if other != path):
+        assert not any(re.fullmatch(pattern, node) for node in opened), opened
+    figures.measured(path, "open at the keeper", " and ".join(OPENED[path]))
 
 
 def test_barriers_wait_for_the_slowest_device(stack: KernelStack) -> None:
@@ -252,10 +164,16 @@ def test_source_in_error_ends_as_state_lost(stack: KernelStack) -> None:
         assert (arc.old, arc.new) not in (("STOP", "RUNNING_P2P"), ("RUNNING_P2P", "RUNNING"))
 
 
-def test_table_of_arcs_is_the_kernels(stack: KernelStack, figures: dict[str, str]) -> None:
-    node = next(iter(stack.nodes.values()))
-    done = node.guest.exec([sys.executable, str(IN_GUEST_ARCS), node.devices[TABLE]]).check()
-    result = json.loads(done.stdout)
-    assert result["differences"] == []
-    assert result["pairs"] == len(DeviceState) ** 2 - 2
-    figures["table of arcs"] = f"{result['pairs']} pairs of states asked, {result['arcs']} arcs, all as in the table"
+def test_config_registers_come_along(stack: KernelStack, path: str, figures: Figures) -> None:
+    """The interrupt line is in mtty's PCI config space and not in the state it saves, so it comes beside that."""
+    source, target = sides(stack)
+    marks = source.mark(120)
+    lines = {1: 0x15, 2: 0x16}
+    for number, device in enumerate(source.devices, 1):
+        source.node.workload.set_interrupt_line(device, lines[number])
+    found = migrate(stack, source, target)
+    assert found["status"]["phase"] == "Succeeded", found["status"]
+    arrived = [target.node.workload.interrupt_line(device) for device in target.devices]
+    assert arrived == list(lines.values())
+    assert target.read() == marks
+    figures.same(path, "PCI config", f"interrupt line of {len(arrived)} of {len(arrived)} devices arrived")

@@ -1,21 +1,26 @@
-"""Kernel VFIO devices by the legacy path: /dev/vfio/GROUP in a container of its own."""
+"""Kernel VFIO devices: a character device of each with iommufd, or the legacy group in a container of its own."""
 
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from errno import ENXIO, EPERM
-from pathlib import Path
+from errno import EBUSY, EINVAL, EIO, ENXIO, EPERM
+from typing import Literal
 
+from vfio_agent import pciconfig
 from vfio_agent.devices import uapi
+from vfio_agent.devices.kernel_sysfs import Found, Host
 from vfio_agent.devices.protocol import DeviceInfo, NoDataError, PrecopyInfo
 from vfio_api.device import DeviceState, MigrationFlags
+
+KernelPath = Literal["auto", "cdev", "group"]
+"""How devices are opened. auto: by cdev and iommufd where this node offers that for the device, else by group."""
 
 
 class KernelStream:
     """The data fd that the kernel handed out with an arc."""
 
-    def __init__(self, fd: int):
-        self._fd = fd
+    def __init__(self, fd: int, precopy_flags: bool):
+        self._fd, self._precopy_flags = fd, precopy_flags
 
     def readinto(self, buffer: memoryview) -> int:
         """See DataStream.readinto; ENOMSG becomes NoDataError."""
@@ -31,25 +36,27 @@ class KernelStream:
         return os.write(self._fd, data)
 
     def precopy_info(self) -> PrecopyInfo:
-        """See DataStream.precopy_info."""
-        return PrecopyInfo(*uapi.get_precopy_info(self._fd))
+        """See DataStream.precopy_info; `reinit` only where the kernel has VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2."""
+        found = uapi.get_precopy_info(self._fd, self._precopy_flags)
+        return PrecopyInfo(found.initial, found.dirty, found.reinit)
 
     def close(self) -> None:
-        """Close the fd, once."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close the fd, once: its number may be another's by the time a second caller comes."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class KernelDevice:
-    """One open VFIO device: device fd, group fd, container fd."""
+    """One open VFIO device, whichever way it was opened: all but `close` is done with the first of its fds."""
 
     def __init__(self, address: str, fds: Sequence[int]):
         self.address = address
         self._fds = list(fds)
+        self._precopy_flags = uapi.enable_precopy_info_v2(self._fds[0])
 
     def fds(self) -> Sequence[int]:
-        """Device, group, container."""
+        """Device and iommufd; or device, group and container."""
         return tuple(self._fds)
 
     def flags(self) -> MigrationFlags:
@@ -63,122 +70,116 @@ class KernelDevice:
     def set_state(self, new: DeviceState) -> KernelStream | None:
         """See Device.set_state."""
         data_fd = uapi.set_state(self._fds[0], new)
-        return KernelStream(data_fd) if data_fd >= 0 else None
+        return KernelStream(data_fd, self._precopy_flags) if data_fd >= 0 else None
 
     def data_size(self) -> int:
         """See Device.data_size."""
         return uapi.get_data_size(self._fds[0])
 
     def config(self) -> bytes:
-        """See Device.config."""
-        return b""
+        """See Device.config and `vfio_agent.pciconfig`; b"" for what is not PCI."""
+        region = self._config_region()
+        if region is None:
+            return b""
+        try:
+            return pciconfig.save(self._read_config(*region))
+        except pciconfig.ConfigError as error:
+            raise OSError(EINVAL, f"device {self.address}: {error}") from error
 
     def restore_config(self, data: bytes) -> None:
-        """See Device.restore_config."""
+        """See Device.restore_config. Raises OSError EIO if the command register does not take what is written."""
+        if not data:
+            return
+        region = self._config_region()
+        if region is None:
+            raise OSError(EINVAL, f"device {self.address} has no PCI config registers to restore")
+        try:
+            writes = pciconfig.restore(data, self._read_config(*region))
+        except pciconfig.ConfigError as error:
+            raise OSError(EINVAL, f"device {self.address}: {error}") from error
+        for write in writes:
+            os.pwrite(self._fds[0], write.data(), region[0] + write.offset)
+        command = writes[-1]
+        found = os.pread(self._fds[0], command.width, region[0] + command.offset)
+        if found != command.data():
+            raise OSError(EIO, f"device {self.address}: PCI command is {found.hex()}, not {command.data().hex()}")
+
+    def _config_region(self) -> tuple[int, int] | None:
+        """Offset and size of the PCI configuration space in the device's file; None if it has none."""
+        if not uapi.is_pci(self._fds[0]):
+            return None
+        offset, size = uapi.region_offset(self._fds[0], uapi.PCI_CONFIG_REGION_INDEX)
+        return (offset, size) if size else None
+
+    def _read_config(self, offset: int, size: int) -> bytes:
+        return os.pread(self._fds[0], min(size, pciconfig.CONFIG_BYTES), offset)
 
     def reset(self) -> None:
         """See Device.reset."""
         uapi.device_reset(self._fds[0])
 
     def close(self) -> None:
-        """Close all fds, once."""
+        """Close all fds, once. While any fd of a cdev is open, even one never bound, its device cannot be removed."""
         while self._fds:
             os.close(self._fds.pop(0))
 
 
-class KernelGroupBackend:
-    """VFIO devices of this machine, opened by group and container.
-
-    sysfs and dev are the mount points, so that an agent in a container may see the host's elsewhere.
-    """
+class KernelBackend:
+    """VFIO devices of this machine. A device taken back by `adopt` goes on as it was opened, whatever `path` says."""
 
     name = "kernel"
 
-    def __init__(self, sysfs: Path = Path("/sys"), dev: Path = Path("/dev"), proc: Path = Path("/proc")):
-        self._sysfs, self._dev, self._proc = sysfs, dev, proc
+    def __init__(self, path: KernelPath = "auto", host: Host | None = None):
+        self._path, self._host = path, host or Host()
 
     def list(self) -> list[DeviceInfo]:
-        """See Backend.list. Reads sysfs and /proc/*/fd only."""
-        openers = self._openers()
-        devices = []
-        for bus in ("mdev", "pci"):
-            for path in sorted((self._sysfs / "bus" / bus / "devices").glob("*")):
-                group = _link_name(path / "iommu_group")
-                driver = _link_name(path / "driver")
-                # whatever drives an mdev is a VFIO driver, by whatever name; on PCI the name tells
-                if not group or (bus == "pci" and "vfio" not in driver):
-                    continue
-                devices.append(
-                    DeviceInfo(
-                        address=path.name,
-                        driver=_parent_driver(path) if bus == "mdev" else driver,
-                        model=_model(path),
-                        opener=openers.get(str(self._dev / "vfio" / group), ""),
-                    )
-                )
-        return devices
+        """See Backend.list."""
+        return self._host.list()
 
     def open(self, address: str) -> KernelDevice:
-        """See Backend.open."""
-        group = _link_name(self._device_path(address) / "iommu_group")
-        with ExitStack() as undo:
-            container = os.open(self._dev / "vfio" / "vfio", os.O_RDWR | os.O_CLOEXEC)
-            undo.callback(os.close, container)
-            if not uapi.check_container(container):
-                raise OSError(ENXIO, "/dev/vfio/vfio does not offer the type 1 v2 IOMMU")
-            group_fd = os.open(self._dev / "vfio" / group, os.O_RDWR | os.O_CLOEXEC)
-            undo.callback(os.close, group_fd)
-            if not uapi.group_viable(group_fd):
-                raise OSError(EPERM, f"group {group} is not viable: bind all its devices to VFIO drivers")
-            device = uapi.group_device_fd(group_fd, container, address)
-            undo.pop_all()
-        return KernelDevice(address, (device, group_fd, container))
+        """See Backend.open. Raises ENXIO if the node does not offer the way asked for."""
+        found = self._host.find(address)
+        if self._path == "cdev" or (self._path == "auto" and self._host.offers_cdev(found)):
+            return self._open_cdev(found)
+        return self._open_group(found)
 
     def adopt(self, address: str, fds: Sequence[int]) -> KernelDevice:
         """See Backend.adopt."""
         return KernelDevice(address, fds)
 
-    def _device_path(self, address: str) -> Path:
-        for bus in ("mdev", "pci"):
-            path = self._sysfs / "bus" / bus / "devices" / address
-            if path.exists():
-                return path
-        raise OSError(ENXIO, f"no VFIO device {address} on this node")
-
-    def _openers(self) -> dict[str, str]:
-        """Group path -> "pid N (command)" of a process that has it open."""
-        prefix = str(self._dev / "vfio") + "/"
-        found: dict[str, str] = {}
-        for fd_folder in self._proc.glob("[0-9]*/fd"):
+    def _open_cdev(self, found: Found) -> KernelDevice:
+        if not self._host.offers_cdev(found):
+            raise OSError(ENXIO, f"{found.address} has no node in /dev/vfio/devices, or there is no /dev/iommu")
+        with ExitStack() as undo:
+            device = os.open(self._host.cdev_node(found), os.O_RDWR | os.O_CLOEXEC)
+            undo.callback(os.close, device)
+            iommufd = os.open(self._host.iommufd, os.O_RDWR | os.O_CLOEXEC)
+            undo.callback(os.close, iommufd)
             try:
-                for fd in fd_folder.iterdir():
-                    target = _readlink(fd)
-                    if target.startswith(prefix) and target != prefix + "vfio":
-                        command = (fd_folder.parent / "comm").read_text().strip()
-                        found[target] = f"pid {fd_folder.parent.name} ({command})"
-            except OSError:
-                continue  # the process ended, or is not ours to look at
-        return found
+                uapi.bind_iommufd(device, iommufd)
+            except OSError as error:
+                if error.errno == EINVAL:  # the kernel's answer to a second opener
+                    raise OSError(EBUSY, f"{found.cdev} is open elsewhere") from error
+                raise
+            uapi.attach_iommufd_pt(device, uapi.ioas_alloc(iommufd))
+            opened = KernelDevice(found.address, (device, iommufd))
+            undo.pop_all()
+        return opened
 
-
-def _readlink(path: Path) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
-
-
-def _link_name(path: Path) -> str:
-    return os.path.basename(_readlink(path))
-
-
-def _parent_driver(path: Path) -> str:
-    """The driver of an mdev is its type's: "mtty-mtty-2" -> "mtty"."""
-    return _link_name(path / "mdev_type").partition("-")[0] or _link_name(path / "driver")
-
-
-def _model(path: Path) -> str:
-    mdev_type = _link_name(path / "mdev_type")
-    if mdev_type:
-        return mdev_type
-    return ":".join((path / name).read_text().strip().removeprefix("0x") for name in ("vendor", "device"))
+    def _open_group(self, found: Found) -> KernelDevice:
+        if not found.group:
+            raise OSError(ENXIO, f"{found.address} has no IOMMU group: open it by cdev")
+        with ExitStack() as undo:
+            container = os.open(self._host.container, os.O_RDWR | os.O_CLOEXEC)
+            undo.callback(os.close, container)
+            if not uapi.check_container(container):
+                raise OSError(ENXIO, "/dev/vfio/vfio does not offer the type 1 v2 IOMMU")
+            group = os.open(self._host.group_node(found), os.O_RDWR | os.O_CLOEXEC)
+            undo.callback(os.close, group)
+            if not uapi.group_viable(group):
+                raise OSError(EPERM, f"group {found.group} is not viable: bind all its devices to VFIO drivers")
+            device = uapi.group_device_fd(group, container, found.address)
+            undo.callback(os.close, device)
+            opened = KernelDevice(found.address, (device, group, container))
+            undo.pop_all()
+        return opened

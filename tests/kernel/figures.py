@@ -1,0 +1,34 @@
+"""What the kernel tests found by each way of opening devices, side by side."""
+
+from collections.abc import Iterator, Sequence
+
+
+class Figures:
+    """One row for each name, one column for each way; and notes that belong to no way."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, str]] = {}
+        self._notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Say something of the whole session."""
+        self._notes.append(text)
+
+    def measured(self, path: str, name: str, figure: str) -> None:
+        """A figure that may differ."""
+        self._rows.setdefault(name, {})[path] = figure
+
+    def same(self, path: str, name: str, figure: str) -> None:
+        """A result that must not depend on the way: AssertionError if another way gave another."""
+        self.measured(path, name, figure)
+        assert set(self._rows[name].values()) == {figure}, f"{name} differs by the way: {self._rows[name]}"
+
+    def table(self, paths: Sequence[str]) -> Iterator[str]:
+        """The notes, then the table, as lines."""
+        yield from self._notes
+        if not self._rows:
+            return
+        cells = [["", *paths], *([name, *(row.get(path, "-") for path in paths)] for name, row in self._rows.items())]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(paths) + 1)]
+        for line in cells:
+            yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
