@@ -172,6 +172,13 @@ class Stack:
         self.kubectl(
             "wait", "--for=condition=Established", *(f"crd/{crd}.vfiomigration.io" for crd in crds), "--timeout=30s"
         )
+        self.wait_until(self._policies_active, "admission policies active: a VFIOMigration is stamped", 60)
+
+    def _policies_active(self) -> bool:
+        """The API server reads new policies once a second, and the schemas of new kinds every five."""
+        probe = json.dumps(migration("probe", [("probe", "a", "a", "b", "b")]))
+        made = self.kubectl("create", "--dry-run=server", "-f", "-", "-o", "json", input=probe, check=False)
+        return bool(made) and "annotations" in json.loads(made)["metadata"]
 
     def start_operator(self, name: str = "operator-0", **settings: str) -> Child:
         """Start one replica under its own restricted token; returns once it listens."""

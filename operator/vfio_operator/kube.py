@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from vfio_api import API_GROUP, API_VERSION
 from vfio_api.names import CA_CONFIGMAP, CA_KEY, FINALIZER, FINISHED_LABEL, TOKEN_AUDIENCE
 from vfio_api.types import MigrationKey, Outcome
 from vfio_operator.observed import Observed
+from vfio_operator.requester import Access, Requester
 
 FIELD_MANAGER = "vfio-operator"
 REQUEST_SECONDS = 10.0
@@ -61,6 +62,7 @@ class OperatorApi:
         self._objects: Any = client.CustomObjectsApi(api_client)
         self._core: Any = client.CoreV1Api(api_client)
         self._authn: Any = client.AuthenticationV1Api(api_client)
+        self._authz: Any = client.AuthorizationV1Api(api_client)
         self._events: Any = client.EventsV1Api(api_client)
 
     @classmethod
@@ -105,6 +107,38 @@ class OperatorApi:
         )
         return found
 
+    async def finished_migrations(self) -> AsyncIterator[Json]:
+        """Every finished VFIOMigration, in pages, from the API server's cache (up to a few seconds old)."""
+        token = ""
+        while True:
+            page: Json = await self._objects.list_cluster_custom_object(
+                API_GROUP,
+                API_VERSION,
+                "vfiomigrations",
+                label_selector=FINISHED_LABEL,
+                limit=500,
+                _continue=token,
+                _request_timeout=REQUEST_SECONDS,
+                **({} if token else {"resource_version": "0"}),
+            )
+            for item in page["items"]:
+                yield item
+            token = page["metadata"].get("continue", "")
+            if not token:
+                return
+
+    async def delete_migration(self, key: MigrationKey) -> None:
+        """Delete this very VFIOMigration. ApiException 409 if another one has its name, 404 if it is gone."""
+        await self._objects.delete_namespaced_custom_object(
+            API_GROUP,
+            API_VERSION,
+            key.namespace,
+            "vfiomigrations",
+            key.name,
+            body={"preconditions": {"uid": key.uid}, "propagationPolicy": "Background"},
+            _request_timeout=REQUEST_SECONDS,
+        )
+
     async def add_finalizer(self, key: MigrationKey, body: Mapping[str, Any]) -> None:
         """Add our finalizer, by compare-and-set on what was read."""
         metadata = body["metadata"]
@@ -119,7 +153,7 @@ class OperatorApi:
     async def finished(self, key: MigrationKey, *, switchover: bool) -> None:
         """Let the switchover go, drop our finalizer, and label the object so that the watch leaves it out."""
         if switchover:
-            await self._release_switchover(key)
+            await self.release_switchover(key)
         metadata = (await self.migration(key))["metadata"]
         await self._patch_metadata(
             key,
@@ -130,7 +164,8 @@ class OperatorApi:
             },
         )
 
-    async def _release_switchover(self, key: MigrationKey) -> None:
+    async def release_switchover(self, key: MigrationKey) -> None:
+        """Let the VFIOSwitchover go: drop our finalizer from it. That it is gone is as good."""
         try:
             await self._objects.patch_namespaced_custom_object(
                 API_GROUP,
@@ -281,6 +316,27 @@ class OperatorApi:
             next(iter(extra.get(prefix + "node-name", [])), ""),
             next(iter(extra.get(prefix + "pod-name", [])), ""),
         )
+
+    async def access(
+        self, requester: Requester, verb: str, group: str, resource: str, name: str = "", namespace: str = ""
+    ) -> Access:
+        """Whether the requester may do `verb` to the object, or without a name to all of them (SubjectAccessReview)."""
+        what = {"verb": verb, "group": group, "resource": resource, "name": name, "namespace": namespace}
+        spec = {
+            "user": requester.username,
+            "uid": requester.uid,
+            "groups": list(requester.groups),
+            "extra": {key: list(values) for key, values in requester.extra},
+            "resourceAttributes": {"version": "*", **what},
+        }
+        review = await self._authz.create_subject_access_review(
+            {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec},
+            _request_timeout=REQUEST_SECONDS,
+        )
+        # an authorizer that is in doubt does not allow; denied is a no that no other authorizer may overrule
+        answer = review.status
+        note = (answer.evaluation_error or "").strip().partition("\n")[0][:200]
+        return Access(bool(answer.allowed) and not answer.denied, note)
 
     async def publish_ca(self, certificate: bytes) -> None:
         """Put the leader's certificate first and the one before it second, for agents to trust."""

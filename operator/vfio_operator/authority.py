@@ -1,0 +1,57 @@
+"""Whether the user who asked for a migration may use its devices: asked of the API server, once, before any effect.
+
+Migrations are namespaced and devices are not, so to create a VFIOMigration is not enough: the requester needs the RBAC
+verb `use` on each VFIODevice, or on all. A pod's own devices may also be moved by who may delete that pod.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vfio_api.names import API
+from vfio_api.types import Failure
+from vfio_operator.kube import OperatorApi
+from vfio_operator.requester import Access, Permissions, Requester, Wanted, requester_of, to_ask, unknown, verdict
+
+PARALLEL_REVIEWS = 16  # of the at most 512 devices of a migration
+
+
+async def forbidden(
+    api: OperatorApi, body: Mapping[str, Any], devices: Sequence[Wanted], *, pod: str = ""
+) -> Failure | None:
+    """Why this VFIOMigration may not have these devices, or None.
+
+    To be asked once its devices are resolved and before any is claimed: what has begun is not stopped when a right is
+    taken away, since halfway is the worst place to stop. `pod` is the pod, in the migration's namespace, whose own
+    devices all sources are ("" if they are named otherwise).
+
+    Raises:
+        API_ERRORS: the API server could not be asked; that is no answer, so ask again.
+    """
+    requester = requester_of(body)
+    if requester is None:
+        return unknown()
+    permissions = await review(api, requester, devices, namespace=body["metadata"]["namespace"], pod=pod)
+    return verdict(requester, devices, permissions)
+
+
+async def review(
+    api: OperatorApi, requester: Requester, devices: Sequence[Wanted], *, namespace: str = "", pod: str = ""
+) -> Permissions:
+    """What the requester may do: one question if it may use every device, else one for each. Errors as `forbidden`."""
+    if (await api.access(requester, "use", API, "vfiodevices")).allowed:
+        return Permissions(every_device=True)
+    own = bool(pod) and (await api.access(requester, "delete", "", "pods", pod, namespace)).allowed
+    names = to_ask(devices, pod=own)
+    turns = asyncio.Semaphore(PARALLEL_REVIEWS)
+
+    async def ask(name: str) -> Access:
+        async with turns:
+            return await api.access(requester, "use", API, "vfiodevices", name)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(name)) for name in names]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the others were cancelled for it
+    return Permissions(pod=own, devices=tuple((name, task.result()) for name, task in zip(names, tasks, strict=True)))
