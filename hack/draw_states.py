@@ -5,10 +5,9 @@ from pathlib import Path
 
 from vfio_agent.machine import WAYPOINTS
 from vfio_api.device import DATA_FD_ARCS, NEXT_STATE, REQUIRED_FLAGS, DeviceState, MigrationFlags
-from vfio_api.errors import Reason
 from vfio_api.types import Goal, Role
 from vfio_operator.actions import Step
-from vfio_operator.steps import FORWARD, ROLLBACK
+from vfio_operator.steps import FORWARD, REHEARSAL, REHEARSAL_BACK, ROLLBACK
 
 TARGET = Path(__file__).resolve().parents[1] / "docs/states.md"
 
@@ -60,7 +59,6 @@ def waypoints(role: Role) -> str:
 
 def render() -> str:
     """The whole document."""
-    reasons = "\n".join(f"- `{reason.value}`" for reason in Reason)
     parts = [
         HEAD,
         "## A device\n\nArcs of one step; the kernel goes longer ways by itself, skipping states a device lacks.\n",
@@ -70,12 +68,13 @@ def render() -> str:
         ladder(FORWARD),
         "## A migration, back\n\nTaken when something fails or is cancelled before the decision, or it is Abort.\n",
         ladder(ROLLBACK),
+        "## A rehearsal\n\nAs forward, up to where the switchover would begin; then back. No device is quiesced.\n",
+        ladder(REHEARSAL[-1:] + REHEARSAL_BACK),
         "## A source session\n",
         waypoints(Role.SOURCE),
         "## A target session\n",
         waypoints(Role.TARGET),
-        "## Reasons\n\nWhat conditions, Events and the outcome metric say.\n",
-        reasons,
+        "## Reasons\n\n[reference.md](reference.md) lists the words of conditions, Events and the outcome metric.\n",
     ]
     return "\n".join(f"{part.rstrip()}\n" for part in parts)
 

@@ -11,10 +11,10 @@ from typing import Any
 import structlog
 
 from vfio_agent.devices.protocol import Backend, DeviceInfo
-from vfio_agent.holdings import Holdings, read_state
+from vfio_agent.holdings import Held, Holdings, read_state
 from vfio_agent.kube import API_ERRORS, AgentApi
 from vfio_agent.metrics import AgentMetrics
-from vfio_api.device import MigrationFlags
+from vfio_api.device import DeviceState, MigrationFlags
 from vfio_api.models import device_object_name
 
 log = structlog.get_logger()
@@ -85,6 +85,9 @@ class Inventory:
                 "incarnation": held.incarnation,
                 "state": read_state(held).name,
             }
+            size = _stop_copy_bytes(held)
+            if size is not None:
+                status["stopCopyBytes"] = size
         elif info.opener:
             status["holder"] = info.opener
         elif info.address not in self._flags:
@@ -96,6 +99,24 @@ class Inventory:
             "migratable": bool(flags) and "STOP_COPY" in names,
             "message": _message(flags, held is not None or not info.opener),
         }
+
+
+def _stop_copy_bytes(held: Held) -> int | None:
+    """What the device would give if it were stopped now, to two digits; None if it is busy or does not tell."""
+    if not held.lock.acquire(blocking=False):
+        return None  # an arc is under way: it is not held up for this
+    try:
+        return two_digits(held.device.data_size()) if held.device.state() is DeviceState.RUNNING else None
+    except OSError:
+        return None
+    finally:
+        held.lock.release()
+
+
+def two_digits(number: int) -> int:
+    """`number` rounded up to two significant digits, so that small changes are not published."""
+    unit: int = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit
 
 
 def _message(flags: MigrationFlags | None, known: bool) -> str:

@@ -57,6 +57,8 @@ _QUIESCENT_TWIN = {
     DeviceState.PRE_COPY: DeviceState.PRE_COPY_P2P,
 }
 
+_UNTOUCHED = (DeviceState.RUNNING, DeviceState.PRE_COPY, DeviceState.ERROR)
+
 _Choice = Callable[[DeviceFacts, bool], DeviceState | None]
 
 
@@ -86,6 +88,11 @@ def _hush(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
     if MigrationFlags.P2P not in device.flags:
         return None
     return _QUIESCENT_TWIN.get(device.state)
+
+
+def _leave_pre_copy(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
+    # nothing was quiesced: PRE_COPY is RUNNING for all that a device does, so each may leave it by itself
+    return DeviceState.RUNNING if device.state is DeviceState.PRE_COPY else None
 
 
 def _rollback_running(device: DeviceFacts, _wanted: bool) -> DeviceState | None:
@@ -123,6 +130,10 @@ WAYPOINTS: Mapping[tuple[Role, Goal], tuple[tuple[str, _Choice], ...]] = {
 }
 
 
+# The way back to RUNNING when no device has left RUNNING and PRE_COPY: after a rehearsal, or an early end.
+NEVER_QUIESCED: tuple[tuple[str, _Choice], ...] = (("leave_pre_copy", _leave_pre_copy),)
+
+
 def rounds(role: Role, goal: Goal, devices: tuple[DeviceFacts, ...], *, pre_copy: bool = True) -> tuple[Round, ...]:
     """The rounds that bring `devices` to `goal`; rounds and moves with nothing to do are left out.
 
@@ -144,6 +155,8 @@ def rounds(role: Role, goal: Goal, devices: tuple[DeviceFacts, ...], *, pre_copy
     back = role is Role.SOURCE and goal in ROLLBACK
     if back and all(d.state in (DeviceState.RUNNING, DeviceState.ERROR) for d in devices):
         waypoints = ()  # they run already: nothing to bring back, and nothing to disturb
+    elif back and goal is Goal.RUNNING and all(d.state in _UNTOUCHED for d in devices):
+        waypoints = NEVER_QUIESCED
     planned = []
     for step, choose in waypoints:
         moves = []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vfio_api.models_status import Phase
 from vfio_api.types import Failure, Goal, Outcome, Role
-from vfio_operator.observed import Observed
+from vfio_operator.observed import Observed, Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +14,22 @@ class AddFinalizer:
 
 
 @dataclass(frozen=True, slots=True)
+class Authorize:
+    """Ask whether the requester may use every device of these pairs."""
+
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PersistPairs:
     """Write the resolved pairs into the migration's status: replay needs them."""
+
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PersistRehearsal:
+    """Write into the status that the rehearsal has come to its turning point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +74,34 @@ class Finish:
     failure: Failure | None = None
 
 
-Action = AddFinalizer | PersistPairs | Claim | Send | CreateSwitchover | Decide | Unclaim | Finish
+Action = (
+    Authorize
+    | AddFinalizer
+    | PersistPairs
+    | PersistRehearsal
+    | Claim
+    | Send
+    | CreateSwitchover
+    | Decide
+    | Unclaim
+    | Finish
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The step we are at, what to do now, and how long the step may take (seconds; 0: as long as it takes)."""
+    """The step we are at, what to do now, and how long the step may take (seconds; 0: as long as it takes).
+
+    pairs and findings: what was resolved and what speaks against it, for as long as no pairs are persisted.
+    """
 
     step: str
     phase: Phase
     actions: tuple[Action, ...]
     sentence: str
     timeout_seconds: float = 0.0
+    pairs: tuple[Pair, ...] = ()
+    findings: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ that the token is bound to. One agent instance per node: a second one is refused
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import grpc
@@ -17,6 +17,7 @@ from vfio_api.names import AGENT_SERVICE_ACCOUNT
 from vfio_api.types import AgentHello, Command, Goal, Role, SessionReport
 from vfio_api.v1 import agent_pb2 as pb
 from vfio_api.v1 import agent_pb2_grpc
+from vfio_operator.history import History
 from vfio_operator.kube import API_ERRORS, Caller, OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
@@ -26,6 +27,7 @@ log = structlog.get_logger()
 _Context = grpc.aio.ServicerContext[pb.AgentMessage, pb.OperatorMessage]
 HELLO_SECONDS = 10.0
 QUEUED_COMMANDS = 1024
+PING_SECONDS = 1.0
 SERVER_OPTIONS = [
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
@@ -37,6 +39,13 @@ SERVER_OPTIONS = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """To be answered at once; number: loop time in microseconds when it was queued."""
+
+    number: int
+
+
 @dataclass(slots=True)
 class AgentStream:
     """One live stream of one agent."""
@@ -45,7 +54,9 @@ class AgentStream:
     pod: str
     hello: AgentHello
     number: int
-    commands: asyncio.Queue[Command] = field(default_factory=lambda: asyncio.Queue(QUEUED_COMMANDS))
+    commands: asyncio.Queue[Command | Ping] = field(default_factory=lambda: asyncio.Queue(QUEUED_COMMANDS))
+    pinged_at: float = 0.0  # loop time of the last ping; answered or not, one a second at most
+    answered: bool = True
     cancel: Callable[[], object] = lambda: None
 
 
@@ -55,8 +66,8 @@ class Agents:
     Reports of an agent that is not connected are kept: they are the last that is known.
     """
 
-    def __init__(self, woken: Callable[[str], None], metrics: OperatorMetrics):
-        self._woken, self._metrics = woken, metrics
+    def __init__(self, woken: Callable[[str], None], metrics: OperatorMetrics, history: History):
+        self._woken, self._metrics, self._history = woken, metrics, history
         self._streams: dict[str, AgentStream] = {}
         self._reports: dict[tuple[str, str, Role], SessionReport] = {}
         self._number = 0
@@ -137,6 +148,24 @@ class Agents:
             return False
         return True
 
+    def ping(self, nodes: Iterable[str]) -> None:
+        """Measure the round trip to these nodes' agents, each at most once a second."""
+        now = asyncio.get_running_loop().time()
+        for node in nodes:
+            stream = self._streams.get(node)
+            if stream is None or stream.commands.full():
+                continue
+            if stream.answered and now - stream.pinged_at >= PING_SECONDS:
+                stream.pinged_at, stream.answered = now, False
+                stream.commands.put_nowait(Ping(int(now * 1e6)))
+
+    def ponged(self, stream: AgentStream, number: int) -> None:
+        """An agent has answered."""
+        if stream.answered or number != int(stream.pinged_at * 1e6):
+            return
+        stream.answered = True
+        self._history.round_trip(stream.node, int(asyncio.get_running_loop().time() * 1e6) - number)
+
 
 class AgentLink(agent_pb2_grpc.AgentLinkServicer):
     """The gRPC service."""
@@ -197,13 +226,18 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         async for message in requests:
             if message.HasField("report"):
                 self._agents.reported(stream.node, wire.report_from_wire(message.report))
+            elif message.HasField("pong"):
+                self._agents.ponged(stream, message.pong)
 
     async def _write(self, stream: AgentStream, context: _Context) -> None:
         welcome = pb.Welcome(epoch=self._leadership.epoch, node=stream.node)
         await context.write(pb.OperatorMessage(welcome=welcome))
         while True:
-            command = await stream.commands.get()
-            await context.write(pb.OperatorMessage(command=wire.command_to_wire(command)))
+            said = await stream.commands.get()
+            if isinstance(said, Ping):
+                await context.write(pb.OperatorMessage(ping=said.number))
+            else:
+                await context.write(pb.OperatorMessage(command=wire.command_to_wire(said)))
 
     async def _identify(self, context: _Context) -> Caller:
         metadata = {str(key): value for key, value in context.invocation_metadata() or ()}

@@ -6,7 +6,7 @@ from vfio_api.models_status import Phase
 from vfio_api.types import Outcome, Role
 from vfio_operator.actions import Finish, Plan
 from vfio_operator.execute import Memory
-from vfio_operator.forecast import predicted_downtime_microseconds
+from vfio_operator.forecast import Forecast, forecast
 from vfio_operator.kube import now
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import Observed
@@ -15,6 +15,8 @@ from vfio_operator.status import Measured, StepTiming, outcome_label, reports
 BARRIERS = ("BarrierA", "BarrierB", "BarrierC", "BarrierD", "RestoreP2P")
 STARTING = ("Decide", "BarrierC", "BarrierD")
 DOWN = ("BarrierA", "BarrierB")
+# Where the forecast is made anew; what it was at the beginning of the switchover is kept.
+FORECAST_STEPS = ("Converge", "Rehearsed", "BeginSwitchover")
 # What agents time themselves, in the order in which it happens, and how it is called in the status.
 AGENT_STEPS = {
     "barrier_a": "BarrierA",
@@ -38,10 +40,12 @@ class Clockwork:
         self._down_began: float | None = None
         self._timings: list[StepTiming] = []
         self._downtime: int | None = None
-        self._predicted: int | None = None
+        self._forecast: Forecast | None = None
 
     def track(self, planned: Plan, observed: Observed) -> bool:
         """Note where the plan is; True if it is at another step than before."""
+        if planned.step in FORECAST_STEPS:
+            self._forecast = forecast(observed) or self._forecast
         if planned.step == self._step:
             return False
         moment = time.monotonic()
@@ -49,8 +53,6 @@ class Clockwork:
             self._close_step(moment)
         if planned.step == "Converge" and self._converge_began is None:
             self._converge_began = moment
-        if planned.step == "BeginSwitchover":
-            self._predicted = predicted_downtime_microseconds(observed)
         if planned.step in DOWN and self._down_began is None:
             self._down_began = moment
         committed = observed.switchover.decision is Outcome.COMMIT
@@ -90,7 +92,7 @@ class Clockwork:
         timings = tuple(self._timings)
         if observed is not None:
             timings += self._agent_timings(observed)
-        return Measured(timings, self._downtime, self._predicted, memory.decision_by, memory.decision_time)
+        return Measured(timings, self._downtime, self._forecast, memory.decision_by, memory.decision_time)
 
     def _agent_timings(self, observed: Observed) -> tuple[StepTiming, ...]:
         """The slowest agent's time of each step within the switchover, named Agent/STEP."""
@@ -109,6 +111,6 @@ class Clockwork:
         """Count the outcome."""
         if self._phase is not None:
             self._metrics.in_progress.labels(self._phase.value).dec()
-        self._metrics.ended(*outcome_label(finish), self._uid)
+        self._metrics.ended(*outcome_label(observed, finish), self._uid)
         moved = sum(d.transferred_bytes for d in reports(observed, Role.TARGET).values())
         self._metrics.bytes.inc(moved)

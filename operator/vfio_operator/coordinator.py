@@ -10,12 +10,14 @@ import structlog
 
 from vfio_operator import observe
 from vfio_operator.channel import Agents
+from vfio_operator.history import History
 from vfio_operator.janitor import Janitor
 from vfio_operator.kube import OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.migration import Context, MigrationTask
 from vfio_operator.observed import DeviceRecord
+from vfio_operator.sweeper import Sweeper
 
 log = structlog.get_logger()
 SETTLE_SECONDS = 10.0
@@ -26,12 +28,14 @@ class Coordinator:
 
     def __init__(self, api: OperatorApi, leadership: Leadership, metrics: OperatorMetrics):
         self._api, self._leadership, self._metrics = api, leadership, metrics
-        self.agents = Agents(self._woken, metrics)
+        self._history = History()
+        leadership.written = self._history.wrote
+        self.agents = Agents(self._woken, metrics, self._history)
         self._devices: dict[tuple[str, str], DeviceRecord] = {}
         self._bodies: dict[str, Mapping[str, Any]] = {}
         self._tasks: dict[str, tuple[MigrationTask, asyncio.Task[None]]] = {}
         self._context: Context | None = None
-        self._janitor: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
 
     def device(self, body: Mapping[str, Any], *, deleted: bool) -> None:
         """A VFIODevice was seen."""
@@ -52,28 +56,34 @@ class Coordinator:
             self._bodies[uid] = body
             self._ensure(uid)
         if deleted and uid in self._tasks:
-            self._tasks[uid][0].wake()
+            self._tasks[uid][0].gone()
 
     def lead(self) -> None:
         """This replica was elected: start a task for every active migration."""
         settled_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
         inventory = MappingProxyType(self._devices)
-        self._context = Context(self._api, self.agents, self._leadership, self._metrics, inventory, settled_at)
+        self._context = Context(
+            self._api, self.agents, self._leadership, self._metrics, inventory, self._history, settled_at
+        )
         self._metrics.leader.set(1)
         self._metrics.epoch.set(self._leadership.epoch)
         for uid in list(self._bodies):
             self._ensure(uid)
         janitor = Janitor(self._api, self.agents, inventory, self._tasks.__contains__, lambda: self._leadership.epoch)
-        self._janitor = asyncio.create_task(janitor.run(), name="janitor")
+        sweeper = Sweeper(self._api, self._metrics)
+        self._background = [
+            asyncio.create_task(janitor.run(), name="janitor"),
+            asyncio.create_task(sweeper.run(), name="sweeper"),
+        ]
 
     async def stop(self) -> None:
         """End every task; each can be taken up from any point by the next leader."""
         self._context = None
         self._metrics.leader.set(0)
         tasks = [task for _, task in self._tasks.values()]
-        if self._janitor is not None:
-            self._janitor.cancel()
-            tasks.append(self._janitor)
+        for background in self._background:
+            background.cancel()
+            tasks.append(background)
         for migration, task in self._tasks.values():
             migration.stop()
             task.cancel()
@@ -92,6 +102,8 @@ class Coordinator:
     def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
         migration, _ = self._tasks.pop(uid)
         migration.stop()
+        if self._context is not None:
+            self._context.reserved.pop(uid, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error(
                 "task of a migration failed; it is started again",

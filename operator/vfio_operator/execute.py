@@ -1,6 +1,7 @@
 """The effects of a plan's actions: API writes and commands. Decides nothing but when to say a thing again."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,27 +10,32 @@ import structlog
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api.errors import Reason
+from vfio_api.models import device_object_name
 from vfio_api.types import Command, Failure, Goal, Outcome, Peer, Role, SessionDevice, SessionSpec
 from vfio_operator import observe
 from vfio_operator.actions import (
     AddFinalizer,
+    Authorize,
     Claim,
     CreateSwitchover,
     Decide,
     Send,
     Unclaim,
 )
+from vfio_operator.authority import forbidden
 from vfio_operator.channel import Agents
+from vfio_operator.history import History
 from vfio_operator.kube import API_ERRORS, OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
-from vfio_operator.observed import DeviceRecord, Observed, Switchover
+from vfio_operator.observed import DeviceRecord, Observed, Pair, Switchover
+from vfio_operator.requester import Wanted
 from vfio_operator.steps import PREPARE_SECONDS, wants_pre_copy
 
 log = structlog.get_logger()
 MAX_ATTEMPTS = 6
 FIRST_RETRY_SECONDS = 0.2
-PARALLEL_RELEASES = 16
+PARALLEL_CLAIMS = 16
 
 
 @dataclass(slots=True)
@@ -46,11 +52,18 @@ class Sent:
 
 @dataclass(slots=True)
 class Memory:
-    """What one migration's task remembers between plans; every fact of it can be found again after a restart."""
+    """What one migration's task remembers between plans; every fact of it can be found again after a restart.
+
+    gone: the object no longer exists (deleted, its finalizer taken away by hand). pairs: as they were persisted.
+    """
 
     body: Mapping[str, Any]
+    gone: bool = False
     has_finalizer: bool = False
-    pairs_persisted: bool = False
+    pairs: tuple[Pair, ...] = ()
+    authorized: tuple[Pair, ...] = ()
+    forbidden: Failure | None = None
+    rehearsed: bool = False
     inherited: bool = False
     claims: set[str] = field(default_factory=set)
     switchover: Switchover = field(default_factory=Switchover)
@@ -72,10 +85,11 @@ class Executor:
         leadership: Leadership,
         inventory: Mapping[tuple[str, str], DeviceRecord],
         metrics: OperatorMetrics,
+        history: History,
         memory: Memory,
     ):
         self._api, self._agents, self._leadership = api, agents, leadership
-        self._inventory, self._metrics, self._memory = inventory, metrics, memory
+        self._inventory, self._metrics, self._history, self._memory = inventory, metrics, history, memory
 
     async def add_finalizer(self, observed: Observed, _action: AddFinalizer) -> None:
         """Before anything is claimed."""
@@ -84,15 +98,35 @@ class Executor:
             await self._api.add_finalizer(observed.key, body)
         self._memory.has_finalizer = True
 
+    async def authorize(self, action: Authorize) -> None:
+        """Ask the API server what the requester may do with these pairs' devices."""
+        wanted = []
+        for pair in action.pairs:
+            for role, node, address in (
+                (Role.SOURCE, pair.source_node, pair.source_device),
+                (Role.TARGET, pair.target_node, pair.target_device),
+            ):
+                wanted.append(Wanted(pair.name, role, node, address, device_object_name(node, address)))
+        self._memory.forbidden = await forbidden(self._api, self._memory.body, wanted)
+        self._memory.authorized = action.pairs
+
     async def claim(self, observed: Observed, action: Claim) -> None:
         """Reserve every device, or fail with the one that another migration has."""
+        wanted = []
         for node, address in action.devices:
             record = self._inventory.get((node, address))
             if record is None:
                 raise TimeoutError(f"VFIODevice of {address} on node {node} has not been seen yet")
-            if record.object_name not in self._memory.claims and not await self._claim_one(observed, record):
+            if record.object_name not in self._memory.claims:
+                wanted.append(record)
+        for batch in (wanted[i : i + PARALLEL_CLAIMS] for i in range(0, len(wanted), PARALLEL_CLAIMS)):
+            # every outcome is waited for: a claim that was taken is remembered whatever happens beside it
+            outcomes = await asyncio.gather(*(self._claim_one(observed, r) for r in batch), return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            if not all(outcomes):
                 return
-            self._memory.claims.add(record.object_name)
 
     async def _claim_one(self, observed: Observed, record: DeviceRecord) -> bool:
         key = observed.key
@@ -100,6 +134,7 @@ class Executor:
         current = record
         for _ in range(MAX_ATTEMPTS):
             if current.claim_uid == key.uid:
+                self._memory.claims.add(record.object_name)
                 return True
             if current.claim_uid:
                 self._memory.failure = Failure(
@@ -111,12 +146,36 @@ class Executor:
             try:
                 await self._api.set_claim(current.object_name, current.resource_version, claim)
                 self._metrics.api_writes.labels("claim").inc()
+                self._memory.claims.add(record.object_name)
                 return True
             except ApiException as error:
                 if error.status != 409:
                     raise
             current = observe.device_of(await self._api.device(record.object_name))
         raise TimeoutError(f"VFIODevice {record.object_name} changes faster than it can be claimed")
+
+    async def recall_claims(self, pairs: tuple[Pair, ...]) -> None:
+        """Which devices of `pairs` this migration has claimed already, asked of the API server.
+
+        Not of the watch: it may not have listed the devices yet. A device that is not there is not claimed.
+        """
+        names = sorted(
+            device_object_name(node, address)
+            for p in pairs
+            for node, address in ((p.source_node, p.source_device), (p.target_node, p.target_device))
+        )
+        for batch in (names[i : i + PARALLEL_CLAIMS] for i in range(0, len(names), PARALLEL_CLAIMS)):
+            for name, found in zip(batch, await asyncio.gather(*map(self._device, batch)), strict=True):
+                if found is not None and found.claim_uid == observe.key_of(self._memory.body).uid:
+                    self._memory.claims.add(name)
+
+    async def _device(self, object_name: str) -> DeviceRecord | None:
+        try:
+            return observe.device_of(await self._api.device(object_name))
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
 
     async def unclaim(self, observed: Observed, _action: Unclaim) -> None:
         """Give every claimed device free, except those whose agent is away and may still hold something."""
@@ -128,7 +187,7 @@ class Executor:
         }
         held = [r for r in self._inventory.values() if r.object_name in self._memory.claims]
         free = [r for r in held if (r.node, r.address) not in away]
-        for batch in (free[i : i + PARALLEL_RELEASES] for i in range(0, len(free), PARALLEL_RELEASES)):
+        for batch in (free[i : i + PARALLEL_CLAIMS] for i in range(0, len(free), PARALLEL_CLAIMS)):
             await asyncio.gather(*(self._unclaim_one(observed, record) for record in batch))
         self._memory.claims.clear()
 
@@ -233,7 +292,9 @@ class Executor:
     async def decide(self, observed: Observed, action: Decide) -> None:
         """Write the decision once; whatever happens, obey only what is read back."""
         try:
+            began = time.perf_counter()
             stored: Mapping[str, Any] | None = await self._api.decide(observed.key, action.outcome)
+            self._history.wrote(int((time.perf_counter() - began) * 1e6))
         except API_ERRORS as error:
             log.warning("decision in doubt, reading it back", migration=str(observed.key), error=str(error))
             stored = await self._api.switchover(observed.key)

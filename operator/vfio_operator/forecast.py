@@ -1,42 +1,164 @@
-"""How long the switchover would take now, from what the sources report. Pure."""
+"""How long the switchover would take now: from what the agents report and what this leader has measured. Pure.
 
-from vfio_api.types import DeviceReport, Role
-from vfio_operator.observed import Observed
+The same parts as QEMU's downtime estimate has (hw/vfio/migration.c, vfio_state_pending: stop_copy_size over the
+measured bandwidth), and what QEMU leaves out: the arcs, the load, and the messages and the decision between nodes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vfio_api.types import DeviceReport, Role, SessionReport
+from vfio_operator.observed import Observed, Pair
 
 # Before any byte has been measured: a modest link, so that nothing converges on hope.
 UNKNOWN_BYTES_PER_SECOND = 100 * 1000 * 1000
-# Rounds of messages, the decision and the arcs, until they are measured.
-FIXED_MICROSECONDS = 20_000
+# Before anything like it has been measured, in microseconds.
+UNKNOWN_ARC, UNKNOWN_ROUND_TRIP, UNKNOWN_DECISION = 2_000, 2_000, 8_000
+# The most that is assumed of an arc that was never measured: a guess must not keep anything from converging.
+MOST_ASSUMED_ARC = 20_000
+# Below this a transfer takes as long as its messages do, whatever the rate.
+SMALL_BYTES = 1 << 20
 
 
-def _sources(observed: Observed) -> list[list[DeviceReport]]:
-    return [list(p.report.devices) for p in observed.side(Role.SOURCE) if p.report is not None]
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The parts of a switchover in microseconds; size and rate are those of the node that transfers longest.
 
-
-def predicted_downtime_microseconds(observed: Observed) -> int | None:
-    """stop_copy_length over the measured rate of each source node, the slowest counts; None before any report.
-
-    The devices of one node share its link, so their sizes and their rates add up.
+    measured: whether the rate is, or only assumed.
     """
-    nodes = _sources(observed)
-    if not nodes or len(nodes) < len(observed.side(Role.SOURCE)):
+
+    transfer: int
+    arcs: int
+    load: int
+    messages: int
+    decision: int
+    size_bytes: int
+    bytes_per_second: int
+    measured: bool = True
+
+    @property
+    def total(self) -> int:
+        """The whole, in microseconds."""
+        return self.transfer + self.arcs + self.load + self.messages + self.decision
+
+    def __str__(self) -> str:
+        """For people: the whole and what it is made of."""
+        rate = f"{self.bytes_per_second / 1e6:.0f} MB/s{'' if self.measured else ' assumed'}"
+        return (
+            f"{self.total / 1000:.0f} ms = transfer {self.transfer / 1000:.0f} ({self.size_bytes / 1e6:.1f} MB at "
+            f"{rate}) + arcs {self.arcs / 1000:.0f} + load {self.load / 1000:.0f} + messages "
+            f"{self.messages / 1000:.0f} + decision {self.decision / 1000:.0f}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    size: int
+    rate: int
+    measured: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.size / self.rate
+
+
+def forecast(observed: Observed) -> Forecast | None:
+    """For a migration under way; None before every source has reported."""
+    sources = observed.side(Role.SOURCE)
+    if not sources or any(p.report is None for p in sources):
         return None
-    slowest = 0.0
-    for devices in nodes:
-        size = sum(d.stop_copy_bytes for d in devices)
-        rate = sum(d.bytes_per_second for d in devices if d.transferred_bytes > 1 << 20)
-        limit = observed.wish.strategy.bandwidth_limit_bytes_per_second
-        rate = min(rate or UNKNOWN_BYTES_PER_SECOND, limit or rate or UNKNOWN_BYTES_PER_SECOND)
-        slowest = max(slowest, size / rate)
-    return FIXED_MICROSECONDS + int(slowest * 1e6)
+    sizes = {p.node: sum(d.stop_copy_bytes for d in p.report.devices) for p in sources if p.report}
+    rates = {p.node: p.report.link_bytes_per_second for p in sources if p.report}
+    first = {p.node: _first_arc(p.report) for p in observed.participants}
+    return _forecast(observed, observed.pairs, sizes, rates, first)
+
+
+def planned(observed: Observed, pairs: tuple[Pair, ...]) -> Forecast:
+    """Before anything is touched: sizes from the inventory, rates and times from earlier migrations if any."""
+    sizes: dict[str, int] = {}
+    for pair in pairs:
+        record = observed.inventory.get((pair.source_node, pair.source_device))
+        sizes[pair.source_node] = sizes.get(pair.source_node, 0) + (record.stop_copy_bytes if record else 0)
+    return _forecast(observed, pairs, sizes, {}, {})
+
+
+def _forecast(
+    observed: Observed,
+    pairs: tuple[Pair, ...],
+    sizes: Mapping[str, int],
+    rates: Mapping[str, int],
+    first_arcs: Mapping[str, int],
+) -> Forecast:
+    known = observed.known
+    sources, targets = {p.source_node for p in pairs}, {p.target_node for p in pairs}
+    kinds = _kinds(observed, pairs)
+
+    def step(node: str, name: str, otherwise: int = UNKNOWN_ARC) -> int:
+        return known.steps.get((node, kinds.get(node, ""), name)) or otherwise
+
+    link = max((_link(observed, n, sizes.get(n, 0), rates.get(n, 0)) for n in sources), key=lambda x: x.seconds)
+    transfer = int(link.seconds * 1e6)
+    if link.size < SMALL_BYTES:
+        transfer = max(transfer, *(known.steps.get((n, kinds.get(n, ""), "transfer"), 0) for n in sources))
+    # never measured: as long as this device's arc into pre-copy, or into RESUMING, took
+    arcs = max(step(n, "barrier_a") + step(n, "barrier_b", first_arcs.get(n, UNKNOWN_ARC)) for n in sources)
+    arcs += max(step(n, "barrier_c") + step(n, "barrier_d") for n in targets)
+    # stop and start are a message each way; a barrier over several nodes is one more
+    rounds = 2 + (len(sources) > 1) + (len(targets) > 1)
+    round_trip = max(known.round_trips.get(n, UNKNOWN_ROUND_TRIP) for n in sources | targets)
+    return Forecast(
+        transfer=transfer,
+        arcs=arcs,
+        load=max(step(n, "load", first_arcs.get(n, UNKNOWN_ARC)) for n in targets),
+        messages=rounds * round_trip,
+        decision=known.decision or UNKNOWN_DECISION,
+        size_bytes=link.size,
+        bytes_per_second=link.rate,
+        measured=link.measured,
+    )
+
+
+def _link(observed: Observed, node: str, size: int, measured: int) -> _Link:
+    """The devices of one node share its link, so their sizes add up; the rate is that of all its streams together."""
+    rate = measured or observed.known.rates.get(node, 0)
+    limit = observed.wish.strategy.bandwidth_limit_bytes_per_second
+    usable = min(rate or UNKNOWN_BYTES_PER_SECOND, limit or rate or UNKNOWN_BYTES_PER_SECOND)
+    return _Link(size, usable, bool(rate))
+
+
+def _first_arc(report: SessionReport | None) -> int:
+    """How long the arc into pre-copy or RESUMING took: a hint of what this device's arcs take, for want of better."""
+    timings = {t.step: t.microseconds for t in report.timings} if report else {}
+    return min(timings.get("pre_copy") or timings.get("resuming") or UNKNOWN_ARC, MOST_ASSUMED_ARC)
+
+
+def _kinds(observed: Observed, pairs: tuple[Pair, ...]) -> dict[str, str]:
+    """Node -> the models of its devices in this migration."""
+    found: dict[str, set[str]] = {}
+    for pair in pairs:
+        for end in ((pair.source_node, pair.source_device), (pair.target_node, pair.target_device)):
+            record = observed.inventory.get(end)
+            found.setdefault(end[0], set()).add(record.model if record else "")
+    return {node: ",".join(sorted(models)) for node, models in found.items()}
+
+
+def kinds_of(observed: Observed) -> dict[str, str]:
+    """Node -> the models of its devices in this migration, as `Known.steps` is keyed."""
+    return _kinds(observed, observed.pairs)
+
+
+def not_acknowledged(observed: Observed) -> tuple[DeviceReport, ...]:
+    """Source devices whose initial bytes must be loaded at the target and are not yet."""
+    strategy = observed.wish.strategy
+    if strategy.pre_copy == "Disabled" or not strategy.switchover_ack:
+        return ()
+    reports = [p.report for p in observed.side(Role.SOURCE) if p.report is not None]
+    return tuple(d for report in reports for d in report.devices if not d.initial_acknowledged)
 
 
 def converged(observed: Observed) -> bool:
     """Every device's initial bytes are loaded at the target, and the forecast keeps the downtime limit."""
-    predicted, strategy = predicted_downtime_microseconds(observed), observed.wish.strategy
-    if predicted is None:
+    found = forecast(observed)
+    if found is None or not_acknowledged(observed):
         return False
-    acknowledged = all(d.initial_acknowledged for devices in _sources(observed) for d in devices)
-    if strategy.pre_copy != "Disabled" and strategy.switchover_ack and not acknowledged:
-        return False
-    return predicted <= strategy.downtime_limit_milliseconds * 1000
+    return found.total <= observed.wish.strategy.downtime_limit_milliseconds * 1000

@@ -67,7 +67,11 @@ class Janitor:
             return
         namespace, _, name = claims[0].claim_name.partition("/")
         key = MigrationKey(report.migration_uid, namespace, name)
-        decision = observe.switchover_of(await self._api.switchover(key)).decision
+        switchover = observe.switchover_of(await self._api.switchover(key))
+        decision = switchover.decision
+        if switchover.exists and decision is None:
+            # the migration vanished in its switchover and no leader was there to decide
+            decision = observe.switchover_of(await self._api.decide(key, Outcome.ABORT)).decision
         goal = Goal.RELEASED
         if report.role is Role.SOURCE and decision is not Outcome.COMMIT and report.reached is not Goal.RUNNING:
             goal = Goal.RUNNING

@@ -3,24 +3,26 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api.errors import Reason
-from vfio_api.models import device_object_name
+from vfio_api.models_status import Phase
 from vfio_api.types import Failure, MigrationKey, Role
 from vfio_operator import observe
 from vfio_operator.actions import (
     AddFinalizer,
+    Authorize,
     Claim,
     CreateSwitchover,
     Decide,
     Finish,
     PersistPairs,
+    PersistRehearsal,
     Plan,
     Send,
     Unclaim,
@@ -28,12 +30,14 @@ from vfio_operator.actions import (
 from vfio_operator.channel import Agents, AgentStream
 from vfio_operator.clockwork import Clockwork
 from vfio_operator.execute import Executor, Memory, Sent
-from vfio_operator.kube import API_ERRORS, OperatorApi, brief
+from vfio_operator.history import History
+from vfio_operator.kube import API_ERRORS, OperatorApi, brief, now
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Participant
-from vfio_operator.plan import first_failure, plan, rolls_back
+from vfio_operator.plan import first_failure, not_converged, plan, rolls_back
 from vfio_operator.publish import Publisher
+from vfio_operator.steps import PREPARE_SECONDS
 
 log = structlog.get_logger()
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 5.0
@@ -43,14 +47,19 @@ IDLE_SECONDS = 0.5  # how often a plan is made again when nothing happens: deadl
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the tasks of one leader share. settled_at: loop time from when agents have had the time to dial."""
+    """What the tasks of one leader share. settled_at: loop time from when agents have had the time to dial.
+
+    reserved: migration UID -> the devices (node, address) that it has chosen, until its task ends.
+    """
 
     api: OperatorApi
     agents: Agents
     leadership: Leadership
     metrics: OperatorMetrics
     inventory: Mapping[tuple[str, str], DeviceRecord]
+    history: History
     settled_at: float
+    reserved: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
 
 
 class MigrationTask:
@@ -62,17 +71,32 @@ class MigrationTask:
         self._memory = Memory(body)
         self._wake = asyncio.Event()
         self._executor = Executor(
-            context.api, context.agents, context.leadership, context.inventory, context.metrics, self._memory
+            context.api,
+            context.agents,
+            context.leadership,
+            context.inventory,
+            context.metrics,
+            context.history,
+            self._memory,
         )
         self._clockwork = Clockwork(context.metrics, key.uid)
         self._publisher = Publisher(context.api, context.metrics, key, body)
         self._nodes: frozenset[str] = frozenset()
+        self._away_since: float | None = None
         self._inventory_settled_at = asyncio.get_running_loop().time() + INVENTORY_SECONDS
         self._log = log.bind(migration=str(key), uid=key.uid, epoch=context.leadership.epoch)
 
     def notice(self, body: Mapping[str, Any]) -> None:
         """The object changed."""
         self._memory.body = body
+        self._wake.set()
+
+    def gone(self) -> None:
+        """The object exists no more, although our finalizer was on it: it is ended like any deleted one."""
+        metadata = {**self._memory.body["metadata"], "deletionTimestamp": now()}
+        self._memory.body = {**self._memory.body, "metadata": metadata}
+        self._memory.gone = True
+        self._publisher.close()
         self._wake.set()
 
     def wake(self) -> None:
@@ -105,8 +129,8 @@ class MigrationTask:
                 backoff = FIRST_BACKOFF
             except API_ERRORS as error:
                 self._log.warning("API server refused or is away", step=planned.step, error=brief(error))
-                if isinstance(error, ApiException) and error.status == 404 and not self._memory.claims:
-                    return  # deleted before anything was touched
+                if isinstance(error, ApiException) and error.status in (404, 409) and await self._vanished():
+                    self.gone()
                 await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 backoff = min(2 * backoff, LAST_BACKOFF)
                 progressed = True
@@ -134,22 +158,30 @@ class MigrationTask:
             else:
                 return
 
+    async def _vanished(self) -> bool:
+        """Whether the object is certainly not there any more; another one of its name is not it."""
+        try:
+            found = await self._context.api.migration(self.key)
+        except API_ERRORS as error:
+            return isinstance(error, ApiException) and error.status == 404
+        return bool(found["metadata"]["uid"] != self.key.uid)
+
     async def _recall(self) -> None:
         """What an earlier leader has done: finalizer, pairs, claims, the switchover and its decision."""
         memory, api = self._memory, self._context.api
         memory.has_finalizer = observe.has_finalizer(memory.body)
-        memory.pairs_persisted = memory.inherited = bool(observe.persisted_pairs(memory.body))
+        memory.pairs = observe.persisted_pairs(memory.body)
+        memory.inherited = bool(memory.pairs)
+        memory.rehearsed = observe.is_rehearsed(memory.body)
         memory.sequence = self._context.agents.highest_sequence(self.key.uid)
-        if memory.pairs_persisted:
+        if memory.pairs:
             self._executor.read_back(await api.switchover(self.key))
-        for pair in observe.persisted_pairs(memory.body):
-            for node, address in ((pair.source_node, pair.source_device), (pair.target_node, pair.target_device)):
-                # not from the watch: it may not have listed the devices yet
-                record = observe.device_of(await api.device(device_object_name(node, address)))
-                if record.claim_uid == self.key.uid:
-                    memory.claims.add(record.object_name)
+            self._context.reserved[self.key.uid] = ends_of(memory.pairs)
+            await self._executor.recall_claims(memory.pairs)
         wish = observe.wish_of(memory.body)
         named = {node for p in wish.pairs for node in (p.source_node, p.target_node)}
+        if wish.shorthand is not None:
+            named |= {wish.shorthand.source_node, wish.shorthand.target_node}
         absent = named - self._context.agents.connected
         known = [node for node in sorted(absent) if await api.node_exists(node)]
         self._nodes = frozenset(known) | self._context.agents.connected
@@ -157,7 +189,8 @@ class MigrationTask:
     def _observe(self) -> Observed:
         memory, context = self._memory, self._context
         wish = observe.wish_of(memory.body)
-        pairs = (observe.persisted_pairs(memory.body) or wish.pairs) if memory.pairs_persisted else ()
+        pairs = memory.pairs
+        others = (chosen for uid, chosen in context.reserved.items() if uid != self.key.uid)
         return Observed(
             key=self.key,
             wish=wish,
@@ -176,6 +209,11 @@ class MigrationTask:
             inherited=memory.inherited,
             inventory_settled=asyncio.get_running_loop().time() >= self._inventory_settled_at,
             settled=asyncio.get_running_loop().time() >= context.settled_at,
+            rehearsed=memory.rehearsed,
+            authorized=memory.authorized,
+            forbidden=memory.forbidden,
+            reserved=frozenset().union(*others) if wish.shorthand is not None and not pairs else frozenset(),
+            known=context.history.known,
         )
 
     def _participants(self, pairs: tuple[Pair, ...]) -> tuple[Participant, ...]:
@@ -209,13 +247,22 @@ class MigrationTask:
                     continue
                 case AddFinalizer():
                     await self._executor.add_finalizer(observed, action)
+                case Authorize():
+                    await self._executor.authorize(action)
                 case PersistPairs():
-                    resolved = replace(observed, pairs=observed.wish.pairs)
+                    # reserved before the first await, so that no other task chooses the same
+                    self._context.reserved[self.key.uid] = ends_of(action.pairs)
+                    resolved = replace(observed, pairs=action.pairs)
                     await self._publisher.write(resolved, planned, self._clockwork.measured(self._memory))
-                    self._memory.pairs_persisted = True
+                    self._memory.pairs = action.pairs
+                case PersistRehearsal():
+                    turned = replace(observed, rehearsed=True)
+                    await self._publisher.write(turned, planned, self._clockwork.measured(self._memory))
+                    self._memory.rehearsed = True
                 case Claim():
                     await self._executor.claim(observed, action)
                 case CreateSwitchover():
+                    await self._publisher.quiet()  # a status write under way would slow the decision
                     await self._executor.create_switchover(observed, action)
                 case Decide():
                     await self._executor.decide(observed, action)
@@ -227,6 +274,8 @@ class MigrationTask:
         return progressed
 
     async def _wait(self, observed: Observed, planned: Plan) -> None:
+        if planned.step == "Converge":
+            self._context.agents.ping(p.node for p in observed.participants)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IDLE_SECONDS):
                 await self._wake.wait()
@@ -235,13 +284,9 @@ class MigrationTask:
     def _check_deadline(self, observed: Observed, planned: Plan) -> None:
         """A step that lasts too long fails the migration; past the point of return it is given up or waited for."""
         memory = self._memory
-        if planned.step == "Converge" and observed.converge_expired and memory.failure is None:
-            if not observed.wish.strategy.switch_over_on_timeout:
-                memory.failure = Failure(
-                    Reason.CONVERGENCE_TIMEOUT,
-                    f"pre-copy did not converge within {observed.wish.strategy.convergence_timeout_seconds} s: raise "
-                    "strategy.downtimeLimitMilliseconds, or set onConvergenceTimeout: Switchover",
-                )
+        if planned.step == "Converge":
+            if memory.failure is None:
+                memory.failure = self._not_converged(observed)
             return
         if not planned.timeout_seconds or self._clockwork.step_seconds() < planned.timeout_seconds:
             return
@@ -255,14 +300,44 @@ class MigrationTask:
         elif not away:
             memory.exhausted = True
 
+    def _not_converged(self, observed: Observed) -> Failure | None:
+        """Pre-copy ends when its time is over, and earlier if an agent stays away."""
+        away = [p.node for p in observed.participants if not p.connected]
+        moment = asyncio.get_running_loop().time()
+        self._away_since = (self._away_since or moment) if away else None
+        if self._away_since is not None and moment - self._away_since > PREPARE_SECONDS:
+            return Failure(
+                Reason.AGENT_LOST,
+                f"no connection to the agents of {', '.join(away)} for {PREPARE_SECONDS:g} s during pre-copy; look at "
+                "their pods and logs",
+            )
+        return not_converged(observed) if observed.converge_expired else None
+
     async def _finish(self, observed: Observed, planned: Plan, finish: Finish) -> None:
         measured = self._clockwork.measured(self._memory, observed)
-        await self._publisher.write_last(observed, planned, measured)
-        await self._context.api.finished(self.key, switchover=observed.switchover.exists)
-        await self._publisher.finished(planned, finish, measured)
+        try:
+            if not self._memory.gone:
+                await self._publisher.write_last(observed, planned, measured)
+                await self._context.api.finished(self.key, switchover=observed.switchover.exists)
+        except ApiException as error:
+            if error.status not in (404, 409) or not await self._vanished():
+                raise
+            self._memory.gone = True
+        if self._memory.gone and observed.switchover.exists:
+            await self._context.api.release_switchover(self.key)
+        await self._publisher.finished(observed, planned, finish, measured)
         self._clockwork.finished(observed, finish)
+        if finish.phase is Phase.SUCCEEDED:
+            self._context.history.succeeded(observed)
         self._context.agents.forget(self.key.uid)
         self._log.info("finished", phase=finish.phase.value, message=planned.sentence)
+
+
+def ends_of(pairs: Iterable[Pair]) -> frozenset[tuple[str, str]]:
+    """(node, address) of every device of these pairs."""
+    pairs = tuple(pairs)
+    sources = {(p.source_node, p.source_device) for p in pairs}
+    return frozenset(sources | {(p.target_node, p.target_device) for p in pairs})
 
 
 def _delivered(sent: Sent | None, stream: AgentStream | None) -> bool:

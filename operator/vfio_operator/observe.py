@@ -1,17 +1,19 @@
 """From objects as the API server has them to the frozen picture that the plan looks at. Pure."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
 
 from vfio_api.device import MigrationFlags
-from vfio_api.models import MigrationSpec, Mode, OnConvergenceTimeout, PauseMethod, parse_quantity
+from vfio_api.models import MigrationSpec, OnConvergenceTimeout, PauseMethod, parse_quantity
 from vfio_api.names import FINALIZER
 from vfio_api.types import MigrationKey, Outcome
-from vfio_operator.observed import DeviceRecord, Pair, Strategy, Switchover, Wish
+from vfio_operator.observed import DeviceRecord, Pair, Shorthand, Strategy, Switchover, Wish
 
 Body = Mapping[str, Any]
+REHEARSED = "Rehearsed"  # the reason of condition Converged that marks the turning point of a rehearsal
 
 
 def key_of(body: Body) -> MigrationKey:
@@ -43,14 +45,20 @@ def wish_of(body: Body) -> Wish:
         switchover_timeout_seconds=chosen.switchover_timeout_seconds,
         bandwidth_limit_bytes_per_second=parse_quantity(limit) if limit is not None else 0,
     )
-    return Wish(pairs, strategy, spec.cancel, deleted, _unsupported(spec))
+    shorthand = None
+    if spec.source is not None and spec.target is not None and spec.source.node_name is not None:
+        shorthand = Shorthand(spec.source.node_name, spec.target.node_name)
+    return Wish(pairs, strategy, spec.cancel, deleted, _unsupported(spec), spec.mode, shorthand)
 
 
 def _unsupported(spec: MigrationSpec) -> str:
-    if spec.mode is not Mode.MIGRATE:
-        return f"spec.mode is {spec.mode.value}; this version does Migrate only"
-    if not spec.devices:
-        return "spec.devices is absent; this version needs each pair to be named there"
+    if spec.source is not None and spec.source.pod_name is not None:
+        return (
+            "spec.source.podName: this version does not know which devices a pod has; use spec.source.nodeName or name "
+            "the pairs in spec.devices"
+        )
+    if not spec.devices and (spec.source is None or spec.target is None):
+        return "spec.devices is absent; name the pairs there, or give both spec.source and spec.target"
     if spec.workload is not None and spec.workload.pause.method is not PauseMethod.NONE:
         return f"spec.workload.pause.method is {spec.workload.pause.method.value}; this version does None only"
     return ""
@@ -65,6 +73,37 @@ def is_finished(body: Body) -> bool:
     """Whether the terminal status was written."""
     conditions = body.get("status", {}).get("conditions", ())
     return any(c["type"] == "Finished" and c["status"] == "True" for c in conditions)
+
+
+def is_expired(body: Body, moment: datetime) -> bool:
+    """Whether a finished object has been kept for its ttlSecondsAfterFinished; `moment` is aware."""
+    ttl = body["spec"].get("ttlSecondsAfterFinished")
+    if ttl is None or body["metadata"].get("deletionTimestamp"):
+        return False
+    since = next(
+        (c["lastTransitionTime"] for c in body.get("status", {}).get("conditions", ()) if c["type"] == "Finished"),
+        None,
+    )
+    return since is not None and (moment - datetime.fromisoformat(since)).total_seconds() >= ttl
+
+
+def is_outdated(body: Body) -> bool:
+    """Whether a finished object's status was made for an older generation of it."""
+    return bool(body.get("status", {}).get("observedGeneration") != body["metadata"].get("generation"))
+
+
+def brought_up_to_date(body: Body) -> dict[str, Any]:
+    """The status of a finished object for its present generation: nothing that can still be changed matters to it."""
+    generation = body["metadata"].get("generation")
+    status = body["status"]
+    conditions = [{**condition, "observedGeneration": generation} for condition in status["conditions"]]
+    return {**status, "observedGeneration": generation, "conditions": conditions}
+
+
+def is_rehearsed(body: Body) -> bool:
+    """Whether a rehearsal's turning point was written down."""
+    conditions = body.get("status", {}).get("conditions", ())
+    return any(c["type"] == "Converged" and c["reason"] == REHEARSED for c in conditions)
 
 
 def persisted_pairs(body: Body) -> tuple[Pair, ...]:
@@ -101,6 +140,7 @@ def device_of(body: Body) -> DeviceRecord:
         claim_name=f"{claim['namespace']}/{claim['name']}" if claim else "",
         resource_version=body["metadata"].get("resourceVersion", ""),
         message=status.get("message", ""),
+        stop_copy_bytes=status.get("stopCopyBytes", 0),
     )
 
 

@@ -5,12 +5,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from vfio_api.device import NO_FLAGS, MigrationFlags
+from vfio_api.models_migration import Mode
 from vfio_api.types import Failure, Goal, MigrationKey, Outcome, Role, SessionReport
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
-    """A VFIODevice as the API server has it. claim_uid and claim_name are the migration's that reserved it."""
+    """A VFIODevice as the API server has it. claim_uid and claim_name are the migration's that reserved it.
+
+    stop_copy_bytes: VFIO_DEVICE_FEATURE_MIG_DATA_SIZE as its agent last published it (0: unknown).
+    """
 
     object_name: str
     node: str
@@ -24,6 +28,7 @@ class DeviceRecord:
     claim_name: str = ""
     resource_version: str = ""
     message: str = ""
+    stop_copy_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +56,42 @@ class Strategy:
 
 
 @dataclass(frozen=True, slots=True)
+class Shorthand:
+    """All migratable devices in use on one node, onto free compatible devices of another (or the same)."""
+
+    source_node: str
+    target_node: str
+
+
+@dataclass(frozen=True, slots=True)
 class Wish:
-    """What the user asked for. unsupported names a part of the spec that this version cannot do ("" if none)."""
+    """What the user asked for: pairs, or the shorthand for them.
+
+    unsupported names a part of the spec that this version cannot do ("" if none).
+    """
 
     pairs: tuple[Pair, ...]
     strategy: Strategy = Strategy()
     cancel: bool = False
     deleted: bool = False
     unsupported: str = ""
+    mode: Mode = Mode.MIGRATE
+    shorthand: Shorthand | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What this leader has measured lately, for forecasts; durations in microseconds, medians.
+
+    round_trips: of a message to a node's agent and back. decision: one write of a small object, as that is.
+    steps: (node, models of the devices, step as the agent names it) -> duration. rates: source node -> bytes per
+    second of its streams together.
+    """
+
+    round_trips: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    decision: int = 0
+    steps: Mapping[tuple[str, str, str], int] = field(default_factory=lambda: MappingProxyType({}))
+    rates: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +129,9 @@ class Observed:
     inventory_settled: they have had the time to publish what an earlier migration changed.
     generation: metadata.generation of the object that wish was read from.
     inherited: an earlier leader may have commanded what this one knows nothing of.
+    rehearsed: a rehearsal has come to its turning point, durably.
+    authorized: the pairs that the requester's rights were reviewed for; forbidden: what right was missing.
+    reserved: devices that other migrations of this leader have chosen, also if they are not claimed yet.
     """
 
     key: MigrationKey
@@ -115,6 +151,11 @@ class Observed:
     generation: int = 1
     inherited: bool = True
     inventory_settled: bool = True
+    rehearsed: bool = False
+    forbidden: Failure | None = None
+    authorized: tuple[Pair, ...] = ()
+    reserved: frozenset[tuple[str, str]] = frozenset()
+    known: Known = Known()
 
     def side(self, role: Role) -> tuple[Participant, ...]:
         """The participants of one side, by node name."""

@@ -8,31 +8,34 @@ states when it is done, so a plan can be made from any interruption: nothing is 
 import itertools
 
 from vfio_api.errors import Reason
+from vfio_api.models_migration import Mode
 from vfio_api.models_status import Phase
 from vfio_api.types import Failure, Goal, Outcome, Role
-from vfio_operator.actions import (
-    Finish,
-    Plan,
-    Step,
-)
-from vfio_operator.observed import Observed
-from vfio_operator.resolve import refusal
-from vfio_operator.steps import FORWARD, ROLLBACK, all_reached
+from vfio_operator.actions import Authorize, Finish, Plan, Step
+from vfio_operator.forecast import forecast, not_acknowledged, planned
+from vfio_operator.observed import Observed, Pair
+from vfio_operator.resolve import resolve
+from vfio_operator.steps import FORWARD, REHEARSAL, REHEARSAL_BACK, ROLLBACK, all_reached
 
 # Right after an election agents have not dialled yet; right after another migration the inventory may still show who
 # held a device before: these refusals may be premature.
 _MAY_CONNECT = (Reason.AGENT_NOT_CONNECTED, Reason.UNKNOWN_NODE)
-_MAY_CHANGE = (Reason.UNKNOWN_DEVICE, Reason.SOURCE_NOT_HELD, Reason.TARGET_HAS_HOLDER, Reason.DEVICE_NOT_MIGRATABLE)
+_MAY_CHANGE = (
+    Reason.UNKNOWN_DEVICE,
+    Reason.SOURCE_NOT_HELD,
+    Reason.TARGET_HAS_HOLDER,
+    Reason.DEVICE_NOT_MIGRATABLE,
+    Reason.NOTHING_TO_MIGRATE,
+    Reason.NO_COMPATIBLE_TARGET,
+)
 
 
 def plan(observed: Observed) -> Plan:
     """The next actions for `observed`. Total: every picture has a plan, and a finished one ends in Finish."""
-    refused = _refusal(observed)
-    if refused is not None and _premature(observed, refused):
-        return Plan("AwaitInventory", Phase.PENDING, (), f"waiting for the inventory: {refused.message}")
-    if refused is not None:
-        return Plan("Refused", Phase.FAILED, (Finish(Phase.FAILED, refused),), refused.message)
-    back = rolls_back(observed)
+    # once it has begun, the inventory rules no longer
+    early = None if observed.pairs or observed.claims else _validate(observed)
+    if early is not None:
+        return early
     if observed.exhausted:
         return _give_up(observed)
     for step in ladder(observed):
@@ -44,11 +47,46 @@ def plan(observed: Observed) -> Plan:
                 _sentence(step, observed),
                 step.timeout(observed),
             )
-    if not back:
-        return Plan("Finish", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), "every device runs at its target")
+    if not rolls_back(observed):
+        return Plan("Finish", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), _success(observed))
     end = Phase.CANCELLED if _cancelled(observed) else Phase.FAILED
     failure = first_failure(observed)
     return Plan("Finish", end, (Finish(end, failure),), failure.message if failure else "rolled back")
+
+
+def _validate(observed: Observed) -> Plan | None:
+    """What is to be done before the first effect: refuse, ask for rights, or only tell what would happen."""
+    if observed.wish.cancel or observed.wish.deleted:
+        return None
+    named = observed.wish.pairs
+    if named and observed.authorized != named and not observed.wish.unsupported:
+        # first of all: who may not use a device is not told who else uses it
+        return Plan("Authorize", Phase.PENDING, (Authorize(named),), "asking what the requester may use")
+    if named and observed.forbidden is not None:
+        return _refused(named, observed.forbidden)
+    found = resolve(observed)
+    refused = found.failure
+    if refused is not None and _premature(observed, refused):
+        return Plan("AwaitInventory", Phase.PENDING, (), f"waiting for the inventory: {refused.message}")
+    if refused is None and observed.authorized != found.pairs:
+        return Plan("Authorize", Phase.PENDING, (Authorize(found.pairs),), "asking what the requester may use")
+    refused = refused or observed.forbidden
+    if refused is not None:
+        return _refused(found.pairs, refused, *found.failures[1:])
+    if observed.wish.mode is Mode.PLAN:
+        sentence = f"{len(found.pairs)} pairs can migrate; forecast downtime {planned(observed, found.pairs)}"
+        return Plan("Planned", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence, pairs=found.pairs)
+    return None
+
+
+def _refused(pairs: tuple[Pair, ...], *why: Failure) -> Plan:
+    return Plan("Refused", Phase.FAILED, (Finish(Phase.FAILED, why[0]),), why[0].message, pairs=pairs, findings=why)
+
+
+def _success(observed: Observed) -> str:
+    if observed.wish.mode is Mode.REHEARSE:
+        return "rehearsed; every source runs on and no target has kept anything"
+    return "every device runs at its target"
 
 
 def _premature(observed: Observed, refused: Failure) -> bool:
@@ -61,6 +99,8 @@ def ladder(observed: Observed) -> tuple[Step, ...]:
     """The steps that count now. After Commit nothing above the decision is looked at again."""
     if rolls_back(observed):
         return ROLLBACK
+    if observed.wish.mode is Mode.REHEARSE:
+        return REHEARSAL_BACK if observed.rehearsed else REHEARSAL
     if observed.switchover.decision is Outcome.COMMIT:
         return tuple(itertools.dropwhile(lambda step: step.name != "Decide", FORWARD))
     return FORWARD
@@ -73,7 +113,8 @@ def rolls_back(observed: Observed) -> bool:
     return first_failure(observed) is not None
 
 
-_RANK = {Reason.SOURCE_STATE_LOST: 0, Reason.STREAM_BROKEN: 2, Reason.FRAME_INVALID: 2}
+_ECHOES = (Reason.STREAM_BROKEN, Reason.FRAME_INVALID)
+_RANK = {Reason.SOURCE_STATE_LOST: 0} | dict.fromkeys(_ECHOES, 2)
 
 
 def first_failure(observed: Observed) -> Failure | None:
@@ -87,6 +128,8 @@ def first_failure(observed: Observed) -> Failure | None:
         report = participant.report
         if report is None or report.failure is None:
             continue
+        if observed.rehearsed and participant.role is Role.TARGET and report.failure.reason in _ECHOES:
+            continue  # the sources have closed their streams, as they were told
         if not report.backward or report.failure.reason is Reason.SOURCE_STATE_LOST or not found:
             found.append(report.failure)
     if found:
@@ -94,7 +137,8 @@ def first_failure(observed: Observed) -> Failure | None:
     if observed.wish.cancel or observed.wish.deleted:
         what = "spec.cancel was set" if observed.wish.cancel else "the VFIOMigration was deleted"
         return Failure(Reason.CANCELLED, f"{what} before the decision; every source runs on")
-    if any(p.report is not None and p.report.backward for p in observed.participants):
+    turned = any(p.report is not None and p.report.backward for p in observed.participants)
+    if turned and not observed.rehearsed:
         return Failure(
             Reason.OPERATOR_RESTARTED,
             "an earlier leader was rolling this migration back when it ended; its log and the Events say why",
@@ -107,10 +151,24 @@ def _cancelled(observed: Observed) -> bool:
     return failure is not None and failure.reason is Reason.CANCELLED
 
 
-def _refusal(observed: Observed) -> Failure | None:
-    if observed.pairs or observed.claims:
-        return None  # it has begun: the inventory rules no longer
-    return refusal(observed)
+def not_converged(observed: Observed) -> Failure:
+    """Why pre-copy has not converged within its limit: which device, or which part of the forecast is too long."""
+    strategy = observed.wish.strategy
+    waiting = not_acknowledged(observed)
+    if waiting:
+        names = ", ".join(d.name for d in waiting[:5])
+        return Failure(
+            Reason.CONVERGENCE_TIMEOUT,
+            f"pre-copy did not converge within {strategy.convergence_timeout_seconds} s: the initial bytes of {names} "
+            "are not loaded at the target yet; raise strategy.convergenceTimeoutSeconds or the bandwidth limit",
+            waiting[0].name,
+        )
+    return Failure(
+        Reason.CONVERGENCE_TIMEOUT,
+        f"pre-copy did not converge within {strategy.convergence_timeout_seconds} s: the forecast downtime is "
+        f"{forecast(observed) or 'unknown'}, strategy.downtimeLimitMilliseconds is "
+        f"{strategy.downtime_limit_milliseconds}: raise it, or set onConvergenceTimeout: Switchover",
+    )
 
 
 def _give_up(observed: Observed) -> Plan:

@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from vfio_api.reasons import EventReason
 from vfio_api.types import MigrationKey
 from vfio_operator import status
 from vfio_operator.actions import Finish, Plan
@@ -18,15 +19,16 @@ log = structlog.get_logger()
 PROGRESS_SECONDS = 0.5
 # In these steps the workload is down: nothing is written that can wait.
 QUIET_STEPS = frozenset({"BarrierA", "BarrierB", "Vote", "Decide", "BarrierC", "BarrierD"})
-ANNOUNCED = {
-    "PrepareSources": ("Preparing", "devices are reserved"),
-    "Converge": ("PreCopyStarted", "device state is copied while the devices run"),
-    "BarrierA": ("SwitchoverStarted", "the workload's devices are being stopped"),
-    "BarrierB": ("SwitchoverStarted", "the workload's devices are being stopped"),
-    "BarrierD": ("Committed", "every target has loaded its state and the decision is Commit"),
-    "ReleaseSources": ("Switched", "every device runs at its target"),
-    "RestoreP2P": ("RollingBack", "{sentence}"),
-    "Restore": ("RollingBack", "{sentence}"),
+ANNOUNCED: dict[str, tuple[EventReason, str]] = {
+    "PrepareSources": (EventReason.PREPARING, "devices are reserved"),
+    "Converge": (EventReason.PRE_COPY_STARTED, "device state is copied while the devices run"),
+    "BeginSwitchover": (EventReason.CONVERGED, "initial bytes are loaded and the switchover may begin"),
+    "BarrierA": (EventReason.SWITCHOVER_STARTED, "the workload's devices are being stopped"),
+    "BarrierB": (EventReason.SWITCHOVER_STARTED, "the workload's devices are being stopped"),
+    "BarrierD": (EventReason.COMMITTED, "every target has loaded its state and the decision is Commit"),
+    "ReleaseSources": (EventReason.SWITCHED, "every device runs at its target"),
+    "RestoreP2P": (EventReason.ROLLING_BACK, "{sentence}"),
+    "Restore": (EventReason.ROLLING_BACK, "{sentence}"),
 }
 
 
@@ -57,6 +59,17 @@ class Publisher:
         if self._task is not None:
             self._task.cancel()
 
+    def close(self) -> None:
+        """The object is gone: there is nothing to write to any more."""
+        self._closed = True
+        self._offered = None
+
+    async def quiet(self) -> None:
+        """Drop what was offered and wait for a write that is under way."""
+        self._offered = None
+        async with self._writing:
+            return
+
     async def write_last(self, observed: Observed, planned: Plan, measured: Measured) -> None:
         """The terminal status: nothing that was offered before may be written after it."""
         self._closed = True
@@ -86,7 +99,7 @@ class Publisher:
                 self._written = made
             due, self._due = self._due, []
         for reason, message in due:
-            await self._event(reason, message, warning=reason == "RollingBack")
+            await self._event(reason, message, warning=reason == EventReason.ROLLING_BACK)
 
     def milestone(self, planned: Plan) -> None:
         """The plan has come to another step: its Event, if it has one, goes out after the next status write."""
@@ -95,12 +108,10 @@ class Publisher:
             self._announced.add(event[0])
             self._due.append((event[0], event[1].format(sentence=planned.sentence)))
 
-    async def finished(self, planned: Plan, finish: Finish, measured: Measured) -> None:
+    async def finished(self, observed: Observed, planned: Plan, finish: Finish, measured: Measured) -> None:
         """The last Event, after the terminal status was written."""
-        _, reason = status.outcome_label(finish)
-        message = planned.sentence
-        if measured.downtime_microseconds is not None and finish.failure is None:
-            message += f"; downtime {measured.downtime_microseconds / 1000:.1f} ms"
+        _, reason = status.outcome_label(observed, finish)
+        message = status.closing(observed, planned, measured)
         await self._event(reason, message, warning=finish.failure is not None)
 
     async def _event(self, reason: str, message: str, *, warning: bool) -> None:

@@ -4,24 +4,47 @@ Each message names the pair or device, what was expected, what was found, and th
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from vfio_api.device import MigrationFlags
 from vfio_api.errors import Reason
 from vfio_api.types import Failure
-from vfio_operator.observed import DeviceRecord, Observed, Pair
+from vfio_operator.observed import DeviceRecord, Observed, Pair, Shorthand
+from vfio_operator.pairing import pair_up
 
 
-def refusal(observed: Observed) -> Failure | None:
-    """Why this migration cannot be done, or None. Looks only at the inventory and the spec."""
-    for check in CHECKS:
-        for failure in check(observed):
-            return failure
-    return None
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a migration would move, and everything that speaks against it; the first of it refuses."""
+
+    pairs: tuple[Pair, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why the migration cannot be done, or None."""
+        return self.failures[0] if self.failures else None
 
 
-def _supported(observed: Observed) -> Iterator[Failure]:
+def resolve(observed: Observed) -> Resolution:
+    """The pairs, and why they cannot be migrated if so. Looks only at the inventory and the spec."""
     if observed.wish.unsupported:
-        yield Failure(Reason.UNSUPPORTED_SPEC, observed.wish.unsupported)
+        return Resolution((), (Failure(Reason.UNSUPPORTED_SPEC, observed.wish.unsupported),))
+    pairs, failure = observed.wish.pairs, None
+    if observed.wish.shorthand is not None:
+        pairs, failure = _short(observed, observed.wish.shorthand)
+    if failure is not None:
+        return Resolution(pairs, (failure,))
+    named = replace(observed, wish=replace(observed.wish, pairs=pairs))
+    return Resolution(pairs, tuple(failure for check in CHECKS for failure in check(named)))
+
+
+def _short(observed: Observed, wanted: Shorthand) -> tuple[tuple[Pair, ...], Failure | None]:
+    for end, node in (("source", wanted.source_node), ("target", wanted.target_node)):
+        failure = _node(observed, f"spec.{end}", end, node, "")
+        if failure is not None:
+            return (), failure
+    return pair_up(observed, wanted)
 
 
 def _ends(observed: Observed) -> Iterator[tuple[str, str, str, str]]:
@@ -55,19 +78,25 @@ def _distinct(observed: Observed) -> Iterator[Failure]:
 
 def _nodes(observed: Observed) -> Iterator[Failure]:
     for name, end, node, _ in _ends(observed):
-        if node in observed.connected:
-            continue
-        if node not in observed.nodes:
-            yield Failure(
-                Reason.UNKNOWN_NODE,
-                f"pair {name}: {end} node {node} does not exist; `kubectl get nodes` lists what there is",
-                name,
-            )
-        yield Failure(
-            Reason.AGENT_NOT_CONNECTED,
-            f"pair {name}: {end} node {node} has no connected vfio-agent; look at its agent pod and its log",
-            name,
+        failure = _node(observed, f"pair {name}", end, node, name)
+        if failure is not None:
+            yield failure
+
+
+def _node(observed: Observed, what: str, end: str, node: str, pair: str) -> Failure | None:
+    if node in observed.connected:
+        return None
+    if node not in observed.nodes:
+        return Failure(
+            Reason.UNKNOWN_NODE,
+            f"{what}: {end} node {node} does not exist; `kubectl get nodes` lists what there is",
+            pair,
         )
+    return Failure(
+        Reason.AGENT_NOT_CONNECTED,
+        f"{what}: {end} node {node} has no connected vfio-agent; look at its agent pod and its log",
+        pair,
+    )
 
 
 def _devices(observed: Observed) -> Iterator[Failure]:
@@ -170,7 +199,6 @@ def _names(flags: MigrationFlags) -> str:
 
 
 CHECKS: tuple[Callable[[Observed], Iterator[Failure]], ...] = (
-    _supported,
     _distinct,
     _nodes,
     _devices,

@@ -4,13 +4,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.models_migration import Mode
 from vfio_api.models_status import Phase
+from vfio_api.reasons import ConditionReason as C
+from vfio_api.reasons import EventReason as E
 from vfio_api.types import DeviceReport, Failure, Goal, Outcome, Role
 from vfio_operator.actions import Finish, Plan
-from vfio_operator.forecast import converged, predicted_downtime_microseconds
+from vfio_operator.forecast import Forecast, converged, not_acknowledged, planned
 from vfio_operator.observed import Observed, has_reached
 
 Json = dict[str, Any]
+MAX_FEASIBILITY_MESSAGE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Measured:
 
     timings: tuple[StepTiming, ...] = ()
     downtime_microseconds: int | None = None
-    predicted_microseconds: int | None = None
+    forecast: Forecast | None = None
     decision_by: str = ""
     decision_time: str = ""
 
@@ -40,15 +44,16 @@ def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: 
     status: Json = {
         "observedGeneration": observed.generation,
         "phase": phase.value,
-        "message": plan.sentence[:1024],
-        "conditions": _conditions(observed, plan, finish, now, before),
+        "message": closing(observed, plan, measured)[:1024],
+        "conditions": _conditions(observed, plan, measured, finish, now, before),
         "pairs": [
             {
                 "name": p.name,
                 "source": {"nodeName": p.source_node, "device": p.source_device},
                 "target": {"nodeName": p.target_node, "device": p.target_device},
             }
-            for p in observed.pairs
+            # what was only resolved is shown when all is over: persisted pairs mean that it has begun
+            for p in observed.pairs or (plan.pairs if finish else ())
         ],
         "devices": _devices(observed),
         "timings": [
@@ -64,19 +69,40 @@ def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: 
         }
     if measured.downtime_microseconds is not None:
         status["downtimeMicroseconds"] = measured.downtime_microseconds
-    predicted = measured.predicted_microseconds
-    if predicted is not None:
-        status["predictedDowntimeMicroseconds"] = predicted
+    expected = planned(observed, plan.pairs) if plan.step == "Planned" else measured.forecast
+    if expected is not None:
+        status["predictedDowntimeMicroseconds"] = expected.total
+    if finish and observed.wish.mode is Mode.PLAN:
+        status["feasibility"] = _feasibility(plan)
     return status
 
 
-def _conditions(observed: Observed, plan: Plan, finish: Finish | None, now: str, before: Json) -> list[Json]:
+def _feasibility(plan: Plan) -> list[Json]:
+    """Each pair and what speaks against it, if anything does: the first reason."""
+    against: dict[str, Failure] = {}
+    for failure in plan.findings:
+        against.setdefault(failure.device, failure)
+    whole = against.get("")  # something that is not about one pair
+    rows = []
+    for pair in plan.pairs:
+        speaks = against.get(pair.name, whole)
+        row: Json = {"name": pair.name, "feasible": speaks is None}
+        if speaks is not None:
+            row |= {"reason": speaks.reason.value, "message": speaks.message[:MAX_FEASIBILITY_MESSAGE]}
+        rows.append(row)
+    return rows
+
+
+def _conditions(
+    observed: Observed, plan: Plan, measured: Measured, finish: Finish | None, now: str, before: Json
+) -> list[Json]:
     old = {c["type"]: c for c in before.get("conditions", [])}
     made = []
-    for kind, (value, reason, message) in _facts(observed, plan, finish).items():
+    for kind, (value, reason, message) in _facts(observed, plan, measured, finish).items():
         was = old.get(kind, {})
         # what once was true stays so when the session that showed it is gone
-        if value == "False" and was.get("status") == "True" and kind not in ("Finished", "Succeeded"):
+        kept = kind not in ("Finished", "Succeeded") and reason != C.REHEARSED
+        if value == "False" and was.get("status") == "True" and kept:
             value, reason, message = "True", was["reason"], was["message"]
         same = was.get("status") == value
         made.append(
@@ -92,7 +118,9 @@ def _conditions(observed: Observed, plan: Plan, finish: Finish | None, now: str,
     return made
 
 
-def _facts(observed: Observed, plan: Plan, finish: Finish | None) -> dict[str, tuple[str, str, str]]:
+def _facts(
+    observed: Observed, plan: Plan, measured: Measured, finish: Finish | None
+) -> dict[str, tuple[str, str, str]]:
     """Every condition, always all of them: type -> (status, reason, message)."""
     targets, sources = observed.side(Role.TARGET), observed.side(Role.SOURCE)
     committed = observed.switchover.decision is Outcome.COMMIT
@@ -101,33 +129,55 @@ def _facts(observed: Observed, plan: Plan, finish: Finish | None) -> dict[str, t
     failure = finish.failure if finish else None
     detail = _detail(failure) if failure else plan.sentence
     succeeded = "Unknown" if finish is None else str(finish.phase is Phase.SUCCEEDED)
-    reason = failure.reason.value if failure else (finish.phase.value if finish else "InProgress")
+    reason = failure.reason.value if failure else _reason(observed, finish)
     if plan.step == "Refused" and failure is not None:
         validated = ("False", failure.reason.value, detail)
-    elif observed.pairs:
-        validated = ("True", "Validated", f"{len(observed.pairs)} pairs exist, are free and fit")
+    elif observed.pairs or plan.step == "Planned":
+        count = len(observed.pairs or plan.pairs)
+        validated = ("True", C.VALIDATED, f"{count} pairs exist, are free and fit, and may be used")
     else:
-        validated = ("Unknown", "Checking", plan.sentence)
+        validated = ("Unknown", C.CHECKING, plan.sentence)
     return {
         "Validated": validated,
-        "Prepared": _fact(prepared, "DevicesPrepared", "sources are held, targets are RESUMING"),
-        "Converged": _fact(committed or converged(observed), "WithinLimit", _forecast(observed)),
-        "Quiesced": _fact(quiesced, "BarrierPassed", "every source device was P2P quiescent before any was stopped"),
-        "Committed": _fact(committed, "Commit", "every target had loaded and validated its state"),
+        "Prepared": _fact(prepared, C.DEVICES_PREPARED, "sources are held, targets are RESUMING"),
+        "Converged": _converged(observed, plan, measured, committed=committed),
+        "Quiesced": _fact(quiesced, C.BARRIER_PASSED, "every source device was P2P quiescent before any was stopped"),
+        "Committed": _fact(committed, C.COMMIT, "every target had loaded and validated its state"),
         "Finished": (str(finish is not None), plan.phase.value if finish is None else finish.phase.value, detail),
         "Succeeded": (succeeded, reason, detail),
     }
 
 
 def _fact(holds: bool, reason: str, message: str) -> tuple[str, str, str]:
-    return (str(holds), reason, message) if holds else ("False", "NotReached", "")
+    return (str(holds), reason, message) if holds else ("False", C.NOT_REACHED, "")
 
 
-def _forecast(observed: Observed) -> str:
-    predicted, limit = predicted_downtime_microseconds(observed), observed.wish.strategy.downtime_limit_milliseconds
-    if predicted is None:
-        return f"downtimeLimitMilliseconds is {limit}"
-    return f"initial bytes are loaded, {predicted / 1000:.0f} ms are forecast, downtimeLimitMilliseconds is {limit}"
+def _reason(observed: Observed, finish: Finish | None) -> str:
+    """Reason of Succeeded when nothing failed."""
+    if finish is None:
+        return C.IN_PROGRESS
+    if finish.phase is Phase.SUCCEEDED and observed.wish.mode is not Mode.MIGRATE:
+        return C.PLANNED if observed.wish.mode is Mode.PLAN else C.REHEARSED
+    return finish.phase.value
+
+
+def _converged(observed: Observed, plan: Plan, measured: Measured, *, committed: bool) -> tuple[str, str, str]:
+    """With the newest forecast as its message; its reason marks the turning point of a rehearsal, durably."""
+    limit = observed.wish.strategy.downtime_limit_milliseconds
+    told = f"the forecast is {measured.forecast}; downtimeLimitMilliseconds is {limit}" if measured.forecast else ""
+    holds = committed or converged(observed)
+    if observed.rehearsed:
+        within = measured.forecast is not None and measured.forecast.total <= limit * 1000
+        return str(within), C.REHEARSED, told
+    if holds:
+        return "True", C.WITHIN_LIMIT, told
+    if plan.step == "Converge":
+        waiting = not_acknowledged(observed)
+        if waiting:
+            names = ", ".join(d.name for d in waiting[:5])
+            return "False", C.NOT_ACKNOWLEDGED, f"initial bytes of {names} are not loaded at the target yet"
+        return "False", C.FORECAST, told
+    return "False", C.NOT_REACHED, ""
 
 
 def _detail(failure: Failure) -> str:
@@ -184,6 +234,22 @@ def _copying(device: DeviceReport) -> bool:
     return device.state is DeviceState.PRE_COPY and MigrationFlags.PRE_COPY in device.flags and device.drained
 
 
-def outcome_label(finish: Finish) -> tuple[str, str]:
-    """(result, reason) for metrics and Events."""
-    return finish.phase.value, finish.failure.reason.value if finish.failure else "Succeeded"
+def closing(observed: Observed, plan: Plan, measured: Measured) -> str:
+    """The plan's sentence; when a migration has ended, with the figure that it was about."""
+    if plan.phase is not Phase.SUCCEEDED:
+        return plan.sentence
+    if observed.wish.mode is Mode.REHEARSE and measured.forecast is not None:
+        return f"{plan.sentence}; forecast downtime {measured.forecast}"
+    if measured.downtime_microseconds is not None:
+        return f"{plan.sentence}; downtime {measured.downtime_microseconds / 1000:.1f} ms"
+    return plan.sentence
+
+
+def outcome_label(observed: Observed, finish: Finish) -> tuple[str, str]:
+    """(result, reason) for metrics and the last Event."""
+    if finish.failure is not None:
+        return finish.phase.value, finish.failure.reason.value
+    return finish.phase.value, _ENDS[observed.wish.mode]
+
+
+_ENDS = {Mode.MIGRATE: E.SUCCEEDED, Mode.PLAN: E.PLANNED, Mode.REHEARSE: E.REHEARSED}

@@ -5,7 +5,9 @@ Order rule: whatever makes the next step safe is above it. Sources are quiescent
 sources.
 """
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 from vfio_api.device import MigrationFlags
 from vfio_api.models_status import Phase
@@ -17,11 +19,12 @@ from vfio_operator.actions import (
     CreateSwitchover,
     Decide,
     PersistPairs,
+    PersistRehearsal,
     Send,
     Step,
     Unclaim,
 )
-from vfio_operator.forecast import converged
+from vfio_operator.forecast import converged, not_acknowledged
 from vfio_operator.observed import Observed, Participant, has_reached
 
 PREPARE_SECONDS = 60.0
@@ -129,6 +132,8 @@ def _p2p_started(observed: Observed) -> bool:
 
 
 def _p2p_restored(observed: Observed) -> bool:
+    if not observed.switchover.exists:
+        return True  # the intent comes before the first quiesce: nothing has left RUNNING and PRE_COPY
     touched = [p for p in observed.side(Role.SOURCE) if _may_hold(observed, p)]
     return len(touched) < 2 or _all_touched(Role.SOURCE, Goal.RUNNING_P2P)(observed)
 
@@ -138,7 +143,10 @@ def _converged(observed: Observed) -> bool:
         return True
     if not all(p.connected for p in observed.participants):
         return False  # what an absent agent said last must not stop the others' devices
-    return converged(observed) or (observed.converge_expired and observed.wish.strategy.switch_over_on_timeout)
+    if observed.rehearsed or converged(observed):
+        return True
+    late = observed.converge_expired and observed.wish.strategy.switch_over_on_timeout
+    return late and not not_acknowledged(observed)
 
 
 def claimed_devices(observed: Observed) -> tuple[tuple[str, str], ...]:
@@ -163,7 +171,13 @@ _P, _S, _T = Phase, Role.SOURCE, Role.TARGET
 
 FORWARD: tuple[Step, ...] = (
     Step("AddFinalizer", _P.PENDING, lambda o: o.has_finalizer, lambda _o: (AddFinalizer(),), "accepted"),
-    Step("PersistPairs", _P.PENDING, lambda o: bool(o.pairs), lambda _o: (PersistPairs(),), "validated"),
+    Step(
+        "PersistPairs",
+        _P.PENDING,
+        lambda o: bool(o.pairs),
+        lambda o: (PersistPairs(o.authorized),),
+        "validated",
+    ),
     Step(
         "Claim",
         _P.PREPARING,
@@ -310,6 +324,31 @@ ROLLBACK: tuple[Step, ...] = (
         lambda _o: RELEASE_SECONDS,
     ),
     Step("Unclaim", _P.ROLLING_BACK, lambda o: not o.claims, lambda _o: (Unclaim(),), "dropping the claims"),
+)
+
+
+_REHEARSED = Step(
+    "Rehearsed",
+    _P.PRE_COPY,
+    lambda o: o.rehearsed,
+    lambda _o: (PersistRehearsal(),),
+    "rehearsed: the switchover could begin",
+)
+_BACK = {step.name: step for step in ROLLBACK}
+
+# Up to where a migration would switch over, and back from there: no device is quiesced or stopped.
+REHEARSAL: tuple[Step, ...] = (
+    *itertools.takewhile(lambda step: step.name != "BeginSwitchover", FORWARD),
+    _REHEARSED,
+)
+REHEARSAL_BACK: tuple[Step, ...] = tuple(
+    replace(_BACK[name], name=called, phase=_P.PRE_COPY, sentence=sentence)
+    for name, called, sentence in (
+        ("Restore", "LeavePreCopy", "rehearsed: sources leave pre-copy on {sources}"),
+        ("BlankTargets", "BlankTargets", "rehearsed: resetting the targets"),
+        ("EndSources", "EndSources", "rehearsed: ending the source sessions"),
+        ("Unclaim", "Unclaim", "rehearsed: dropping the claims"),
+    )
 )
 
 

@@ -63,5 +63,5 @@ def world(audit_folder: Path) -> Iterator[World]:
         for node in stack.nodes.values():
             assert node.agent is not None
             node.agent.wait_for('"event": "connected"')
-        stack.devices_published(2 * 6)
+        stack.devices_published(2 * 7)
         yield World(stack, operator)

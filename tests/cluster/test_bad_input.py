@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from cluster.test_invalid_objects import Refused, record
 from cluster.world import World, condition, migration, pairs
 
 REFUSED: list[tuple[str, list[Any], dict[str, Any], str, str]] = [
@@ -70,13 +71,55 @@ REFUSED: list[tuple[str, list[Any], dict[str, Any], str, str]] = [
         "P2PUnsupported",
         "pair gpu1: device nop2p on node node-a does not support P2P",
     ),
-    ("mode-plan", pairs(["sim0"]), {"mode": "Plan"}, "UnsupportedSpec", "spec.mode is Plan"),
+    (
+        "pre-copy-required",
+        [("gpu0", "node-a", "plain", "node-b", "plain")],
+        {"strategy": {"preCopy": "Required"}},
+        "PreCopyUnsupported",
+        "pair gpu0: strategy.preCopy is Required, device plain on node node-a has flags STOP_COPY|P2P; use preCopy: "
+        "Auto",
+    ),
+    (
+        "other-flags",
+        [("gpu0", "node-a", "plain", "node-b", "nop2p")],
+        {},
+        "IncompatibleDevices",
+        "pair gpu0: migration flags differs: source plain has STOP_COPY|P2P, target nop2p has STOP_COPY|PRE_COPY",
+    ),
+    (
+        "its-own-target",
+        [("gpu0", "node-a", "sim0", "node-b", "sim0"), ("gpu1", "node-a", "sim1", "node-b", "sim0")],
+        {},
+        "DuplicateDevice",
+        "device sim0 on node node-b is both pair gpu0 target and pair gpu1 target",
+    ),
+    (
+        "pause-by-hook",
+        pairs(["sim0"]),
+        {"workload": {"pause": {"method": "Hook"}}},
+        "UnsupportedSpec",
+        "spec.workload.pause.method is Hook; this version does None only",
+    ),
+    (
+        "plan-of-nothing",
+        [("gpu0", "node-a", "sim0", "node-b", "nowhere")],
+        {"mode": "Plan"},
+        "UnknownDevice",
+        "pair gpu0: target device nowhere does not exist on node node-b; `kubectl get vfd` lists what there is",
+    ),
+    (
+        "rehearsal-of-nothing",
+        [("gpu0", "node-a", "nowhere", "node-b", "sim0")],
+        {"mode": "Rehearse"},
+        "UnknownDevice",
+        "pair gpu0: source device nowhere does not exist on node node-a; `kubectl get vfd` lists what there is",
+    ),
 ]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _opened(world: World) -> Any:
-    with world.workload("node-a", ["sim0", "sim1", "nop2p"]):
+    with world.workload("node-a", ["sim0", "sim1", "nop2p", "plain"]):
         yield
 
 
@@ -91,6 +134,7 @@ def test_it_is_refused_and_nothing_is_touched(
     assert (validated["status"], validated["reason"]) == ("False", reason)
     assert (succeeded["status"], succeeded["reason"]) == ("False", reason)
     assert message in succeeded["message"]
+    record([Refused(name, f"operator: {reason}", succeeded["message"])])
     assert [len(node.arcs()) for node in world.stack.nodes.values()] == before
     assert "finalizers" not in found["metadata"]
     assert all("claimRef" not in d["spec"] for d in world.stack.get("vfd")["items"])

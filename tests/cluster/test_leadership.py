@@ -41,7 +41,7 @@ def test_a_standby_writes_nothing_and_takes_over_in_mid_migration(
     with world.workload():
         assert world.run(migration("watched", pairs()))["status"]["phase"] == "Succeeded"
         leader, second = (_audited(audit_folder, _token_id(world, n)) for n in ("operator-0", "operator-1"))
-        assert {verb for verb, _ in leader} & WRITES == {"create", "update", "patch"}
+        assert {verb for verb, _ in leader} >= {"create", "update", "patch"}
         assert second, "the audit log shows nothing of the standby: the check could not fail"
         assert [entry for entry in second if entry[0] in WRITES] == []
         assert '"event": "leading"' not in standby.text()

@@ -25,10 +25,11 @@ SETS = [f"sim{i}" for i in range(4)]
 
 
 def devices() -> list[SimulatedDevice]:
-    """A node's devices: a P2P set of four, one without P2P, one that cannot migrate, one of another model."""
+    """A node's devices: a P2P set of four, one without P2P, without PRE_COPY, not migratable, other."""
     return [
         *(SimulatedDevice(address, dirty_rate_bytes_per_second=1 << 20) for address in SETS),
         SimulatedDevice("nop2p", flags=("STOP_COPY", "PRE_COPY")),
+        SimulatedDevice("plain", flags=("STOP_COPY", "P2P")),
         SimulatedDevice("rigid", flags=()),
         SimulatedDevice("other", model="other-vf"),
     ]

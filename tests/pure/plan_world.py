@@ -15,17 +15,20 @@ from vfio_agent import machine
 from vfio_agent.machine import DeviceFacts, SessionFacts
 from vfio_api.device import P2P_QUIESCENT, RUNS, DeviceState, IllegalArcError, MigrationFlags, path
 from vfio_api.errors import CommandError, Reason
+from vfio_api.models_migration import Mode
 from vfio_api.models_status import Phase
 from vfio_api.types import Command, DeviceReport, Failure, Goal, MigrationKey, Outcome, Role, SessionReport
 from vfio_operator import plan as planning
 from vfio_operator.actions import (
     Action,
     AddFinalizer,
+    Authorize,
     Claim,
     CreateSwitchover,
     Decide,
     Finish,
     PersistPairs,
+    PersistRehearsal,
     Plan,
     Send,
     Unclaim,
@@ -72,6 +75,7 @@ class Etcd:
     switchover: Switchover = field(default_factory=Switchover)
     cancel: bool = False
     terminal: Finish | None = None
+    rehearsed: bool = False
 
     def decide(self, outcome: Outcome) -> None:
         """Write-once, as the CEL rule has it."""
@@ -286,6 +290,7 @@ class Leader:
     sequence: int = 0
     failure: Failure | None = None
     exhausted: bool = False
+    authorized: tuple[Pair, ...] = ()
     streams: dict[str, int] = field(default_factory=dict)
     reports: dict[tuple[str, Role], SessionReport] = field(default_factory=dict)
     sent: dict[tuple[str, Role], tuple[Goal, Outcome | None, int, tuple[int, int], int]] = field(default_factory=dict)
@@ -294,7 +299,15 @@ class Leader:
 class World:
     """Everything together. Invariants are checked in `enter`, `blank`, `close` and when Commit is written."""
 
-    def __init__(self, pairs: Sequence[Pair], faults: Iterable[int] = (), *, to_error: bool = False):
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        faults: Iterable[int] = (),
+        *,
+        to_error: bool = False,
+        mode: Mode = Mode.MIGRATE,
+    ):
+        self.mode = mode
         self.pairs, self.etcd, self.leader = tuple(pairs), Etcd(), Leader()
         self.devices = [FakeDevice(p.name, role, open=role is Role.SOURCE) for p in pairs for role in Role]
         self._place = {(p.name, Role.SOURCE): p.source_node for p in pairs} | {
@@ -302,6 +315,7 @@ class World:
         }
         self.agents = {node: FakeAgent(node, self) for node in sorted(set(self._place.values()))}
         self.steps: list[str] = []
+        self.seen: dict[Role, set[DeviceState]] = {role: set() for role in Role}
         self.moves, self._faults, self._to_error = 0, set(faults), to_error
         self.broke: Callable[[FakeDevice], None] = lambda _device: None
         self._due = True  # something that the leader has not seen yet
@@ -340,6 +354,7 @@ class World:
     def enter(self, device: FakeDevice, state: DeviceState) -> None:
         """A device takes one arc; the promises must hold before and after."""
         before, device.state = device.state, state
+        self.seen[device.role].add(state)
         others = [d for d in self.side(device.role) if d is not device]
         what = f"{device.role} {device.name}: {before.name} -> {state.name}"
         if state is S.STOP_COPY and not all(d.state in P2P_QUIESCENT for d in others):
@@ -405,7 +420,7 @@ class World:
         places = {(node, role) for (_, role), node in self._place.items()} if etcd.pairs else set()
         return Observed(
             key=KEY,
-            wish=Wish(self.pairs, Strategy(), cancel=etcd.cancel),
+            wish=Wish(self.pairs, Strategy(), cancel=etcd.cancel, mode=self.mode),
             nodes=nodes,
             connected=frozenset(leader.streams),
             inventory=self._inventory,
@@ -426,6 +441,8 @@ class World:
             failure=leader.failure,
             exhausted=leader.exhausted,
             settled=len(leader.streams) == len(self.agents),
+            authorized=leader.authorized,
+            rehearsed=etcd.rehearsed,
         )
 
     @staticmethod
@@ -463,8 +480,12 @@ class World:
         match action:
             case AddFinalizer():
                 etcd.finalizer = True
+            case Authorize():
+                self.leader.authorized = action.pairs
             case PersistPairs():
-                etcd.pairs = self.pairs
+                etcd.pairs = action.pairs
+            case PersistRehearsal():
+                etcd.rehearsed = True
             case Claim():
                 etcd.claims = {f"{node}-{address}" for node, address in action.devices}
             case CreateSwitchover():
@@ -557,7 +578,7 @@ class World:
         finish = self.etcd.terminal
         assert finish is not None
         sources, targets = self.side(Role.SOURCE), self.side(Role.TARGET)
-        if finish.phase is Phase.SUCCEEDED:
+        if finish.phase is Phase.SUCCEEDED and self.mode is Mode.MIGRATE:
             assert self.etcd.switchover.decision is Outcome.COMMIT
             assert all(d.loaded and d.state is S.RUNNING for d in targets), targets
             assert not any(d.open for d in sources), sources
@@ -587,12 +608,17 @@ LENGTHS = {shape: good_run(pairs)[1] for shape, pairs in SHAPES.items()}
 every_shape = pytest.mark.parametrize("shape", ["1-1", "2-2"])
 
 
-def sweep(shape: str, try_at: Callable[[World, int], None], moments: Iterable[int] | None = None) -> dict[int, str]:
+def sweep(
+    shape: str,
+    try_at: Callable[[World, int], None],
+    moments: Iterable[int] | None = None,
+    mode: Mode = Mode.MIGRATE,
+) -> dict[int, str]:
     """Moments of the good run at which `try_at` fails, each with what it said."""
     failed = {}
     for moment in range(LENGTHS[shape] + 1) if moments is None else moments:
         try:
-            try_at(World(SHAPES[shape]), moment)
+            try_at(World(SHAPES[shape], mode=mode), moment)
         except AssertionError as error:
             failed[moment] = f"{type(error).__name__} {error}".partition("\n")[0][:300]
     return failed

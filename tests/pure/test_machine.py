@@ -137,6 +137,21 @@ def test_a_rollback_quiesces_a_device_that_runs_before_another_is_started() -> N
     )
 
 
+def test_what_was_never_quiesced_leaves_pre_copy_without_being_disturbed() -> None:
+    """After a rehearsal: the trace of the source shows RUNNING and PRE_COPY, nothing else."""
+    devices = device(S.PRE_COPY, ALL, "a"), device(S.RUNNING, P2P, "b"), device(S.PRE_COPY, ALL, "c")
+    assert planned(Role.SOURCE, Goal.RUNNING, *devices) == (("leave_pre_copy", {"a": S.RUNNING, "c": S.RUNNING}),)
+
+
+def test_one_that_was_quiesced_takes_its_peers_back_behind_the_barrier() -> None:
+    devices = device(S.PRE_COPY_P2P, ALL, "a"), device(S.PRE_COPY, ALL, "b")
+    assert planned(Role.SOURCE, Goal.RUNNING, *devices) == (
+        ("rollback_quiesce", {"b": S.PRE_COPY_P2P}),
+        ("rollback_p2p", {"a": S.RUNNING_P2P, "b": S.RUNNING_P2P}),
+        ("rollback_running", {"a": S.RUNNING, "b": S.RUNNING}),
+    )
+
+
 def test_a_rollback_leaves_a_device_in_error_to_its_reset() -> None:
     devices = device(S.ERROR, ALL, "a"), device(S.STOP_COPY, ALL, "b")
     assert planned(Role.SOURCE, Goal.RUNNING, *devices) == (
@@ -164,7 +179,9 @@ def barrier_breaks() -> list[str]:
                 others = [state for other, state in states.items() if other != name]
                 if wanted is S.STOP_COPY and any(state in (S.RUNNING, S.PRE_COPY) for state in others):
                     broken.append(f"{role} {goal} {devices}: {name} stops while another is not quiescent")
-                if wanted is S.RUNNING and any(state not in (S.RUNNING, S.RUNNING_P2P) for state in others):
+                # PRE_COPY is RUNNING for all that a device does to its peers
+                runs = (S.RUNNING, S.RUNNING_P2P, S.PRE_COPY)
+                if wanted is S.RUNNING and any(state not in runs for state in others):
                     broken.append(f"{role} {goal} {devices}: {name} runs while another is stopped")
             states.update(found.moves)
     return broken

@@ -49,6 +49,7 @@ from vfio_operator.steps import FORWARD, PREPARE_SECONDS, ROLLBACK
 def test_one_source_node_and_one_target_node_need_no_barrier_message() -> None:
     """The agents run barriers A, C and D locally: BarrierA and BarrierC are passed by."""
     assert good_run(ONE_TO_ONE)[0] == [
+        "Authorize",
         "AddFinalizer",
         "PersistPairs",
         "Claim",
@@ -69,6 +70,7 @@ def test_one_source_node_and_one_target_node_need_no_barrier_message() -> None:
 
 def test_two_source_nodes_and_two_target_nodes_pass_every_barrier() -> None:
     assert good_run(TWO_TO_TWO)[0] == [
+        "Authorize",
         "AddFinalizer",
         "PersistPairs",
         "Claim",

@@ -15,7 +15,7 @@ from vfio_operator.actions import Finish
 from vfio_operator.observe import wish_of
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Strategy, Wish
 from vfio_operator.plan import plan
-from vfio_operator.resolve import refusal
+from vfio_operator.resolve import resolve
 
 ALL = MigrationFlags.STOP_COPY | MigrationFlags.P2P | MigrationFlags.PRE_COPY
 NO_P2P = MigrationFlags.STOP_COPY | MigrationFlags.PRE_COPY
@@ -75,9 +75,11 @@ def lacking(flags: MigrationFlags, *pairs: Pair, strategy: Strategy | None = Non
 
 REFUSALS: dict[str, tuple[Callable[[], Observed], Reason, str]] = {
     "unsupported spec": (
-        lambda: replace(good(), wish=Wish((GPU0,), unsupported="spec.mode is Plan; this version does Migrate only")),
+        lambda: replace(
+            good(), wish=Wish((GPU0,), unsupported="spec.workload.pause.method is Hook; this version does None only")
+        ),
         Reason.UNSUPPORTED_SPEC,
-        "spec.mode is Plan; this version does Migrate only",
+        "spec.workload.pause.method is Hook; this version does None only",
     ),
     "source equals target": (
         lambda: good(Pair("gpu0", "node-a", "0000:3b:00.2", "node-a", "0000:3b:00.2")),
@@ -189,7 +191,7 @@ REFUSALS: dict[str, tuple[Callable[[], Observed], Reason, str]] = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_refusal_names_what_is_wrong_and_the_next_step(case: str) -> None:
     make, reason, message = REFUSALS[case]
-    found = refusal(make())
+    found = resolve(make()).failure
     assert found is not None
     assert (found.reason, found.message) == (reason, message)
 
@@ -197,7 +199,8 @@ def test_a_refusal_names_what_is_wrong_and_the_next_step(case: str) -> None:
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_refusal_ends_the_migration_before_anything_is_touched(case: str) -> None:
     make, reason, message = REFUSALS[case]
-    planned = plan(make())
+    observed = make()
+    planned = plan(replace(observed, authorized=observed.wish.pairs))
     (finish,) = planned.actions
     assert isinstance(finish, Finish)
     assert (finish.phase, planned.sentence) == (Phase.FAILED, message)
@@ -246,7 +249,7 @@ def test_every_reason_of_a_refusal_has_a_case() -> None:
     ],
 )
 def test_what_can_be_done_is_not_refused(observed: Observed) -> None:
-    assert refusal(observed) is None
+    assert resolve(observed).failure is None
 
 
 @pytest.mark.parametrize(
@@ -259,7 +262,8 @@ def test_what_can_be_done_is_not_refused(observed: Observed) -> None:
 )
 def test_what_may_still_appear_is_awaited_for_a_moment(case: str, unsettled: dict[str, bool]) -> None:
     make, _, message = REFUSALS[case]
-    planned = plan(replace(make(), **unsettled))
+    observed = make()
+    planned = plan(replace(observed, authorized=observed.wish.pairs, **unsettled))
     assert (planned.step, planned.actions) == ("AwaitInventory", ())
     assert planned.sentence == f"waiting for the inventory: {message}"
 
@@ -267,7 +271,7 @@ def test_what_may_still_appear_is_awaited_for_a_moment(case: str, unsettled: dic
 def test_a_refusal_does_not_stop_what_has_begun() -> None:
     """Claims or persisted pairs are there: the holder of the source has changed through the migration itself."""
     begun = replace(with_target(holder="migration team/move"), pairs=(GPU0,), has_finalizer=True)
-    assert refusal(begun) is not None
+    assert resolve(begun).failure is not None
     assert plan(begun).step == "Claim"
 
 
@@ -291,18 +295,25 @@ def migration(**spec: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"mode": "Plan"}, "spec.mode is Plan; this version does Migrate only"),
-        ({"mode": "Rehearse"}, "spec.mode is Rehearse; this version does Migrate only"),
         (
-            {"devices": None, "source": {"nodeName": "node-a"}, "target": {"nodeName": "node-b"}},
-            "spec.devices is absent; this version needs each pair to be named there",
+            {"workload": {"pause": {"method": "Hook"}}},
+            "spec.workload.pause.method is Hook; this version does None only",
+        ),
+        (
+            {"devices": None, "source": {"podName": "worker-0"}, "target": {"nodeName": "node-b"}},
+            "spec.source.podName: this version does not know which devices a pod has; use spec.source.nodeName or name "
+            "the pairs in spec.devices",
+        ),
+        (
+            {"devices": None, "source": {"nodeName": "node-a"}},
+            "spec.devices is absent; name the pairs there, or give both spec.source and spec.target",
         ),
     ],
 )
 def test_an_unsupported_spec_says_what_this_version_does(spec: dict[str, object], message: str) -> None:
     body = migration(**spec)
     body["spec"] = {name: value for name, value in body["spec"].items() if value is not None}  # type: ignore[attr-defined]
-    found = refusal(replace(good(), wish=wish_of(body)))
+    found = resolve(replace(good(), wish=wish_of(body))).failure
     assert found is not None
     assert (found.reason, found.message) == (Reason.UNSUPPORTED_SPEC, message)
 

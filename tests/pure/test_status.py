@@ -9,10 +9,13 @@ import pytest
 from vfio_api.device import DeviceState, MigrationFlags
 from vfio_api.errors import Reason
 from vfio_api.models import MigrationStatus
+from vfio_api.models_migration import Mode
 from vfio_api.models_status import ConditionType, Phase
 from vfio_api.types import DeviceReport, Failure, Goal, MigrationKey, Outcome, Role, SessionReport
 from vfio_operator.actions import Finish, Plan
-from vfio_operator.observed import Observed, Pair, Participant, Switchover, Wish
+from vfio_operator.forecast import Forecast
+from vfio_operator.observe import is_rehearsed
+from vfio_operator.observed import Observed, Pair, Participant, Strategy, Switchover, Wish
 from vfio_operator.plan import plan
 from vfio_operator.status import Measured, StepTiming, build, outcome_label
 
@@ -20,6 +23,7 @@ NOW, LATER = "2026-05-01T12:00:00.000000Z", "2026-05-01T12:00:09.000000Z"
 ALL = MigrationFlags.STOP_COPY | MigrationFlags.P2P | MigrationFlags.PRE_COPY
 PAIRS = (Pair("gpu0", "a", "0000:3b:00.2", "c", "0000:5e:00.2"), Pair("gpu1", "b", "0000:3b:00.3", "d", "sim1"))
 MEASURED = Measured(decision_by="operator vfio-operator-0", decision_time=NOW)
+FORECAST = Forecast(30_000, 5_000, 4_000, 3_000, 8_000, 12 << 20, 410_000_000)
 EVERY = {kind.value for kind in ConditionType}
 FAILURE = Failure(Reason.ARC_FAILED, "device gpu0: arc failed", "gpu0", "RUNNING -> PRE_COPY", 5)
 
@@ -161,7 +165,9 @@ def test_what_was_true_once_stays_true_and_keeps_its_time() -> None:
 
 
 def test_the_decision_and_the_measured_times_are_copied() -> None:
-    measured = Measured((StepTiming("BarrierA", NOW, 1234),), 56_789, 50_000, "vfio-operator-0", "2026-05-01T11:59:59Z")
+    measured = Measured(
+        (StepTiming("BarrierA", NOW, 1234),), 56_789, FORECAST, "vfio-operator-0", "2026-05-01T11:59:59Z"
+    )
     observed = picture(Goal.STOP_COPY, Goal.LOADED, switchover=COMMITTED)
     status = build(observed, plan(observed), measured, NOW, {})
     found = MigrationStatus.model_validate(status)
@@ -231,11 +237,72 @@ def test_a_sentence_is_cut_to_what_the_schema_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("finish", "label"),
+    ("mode", "finish", "label"),
     [
-        (Finish(Phase.SUCCEEDED), ("Succeeded", "Succeeded")),
-        (Finish(Phase.FAILED, FAILURE), ("Failed", "ArcFailed")),
+        (Mode.MIGRATE, Finish(Phase.SUCCEEDED), ("Succeeded", "Succeeded")),
+        (Mode.PLAN, Finish(Phase.SUCCEEDED), ("Succeeded", "Planned")),
+        (Mode.REHEARSE, Finish(Phase.SUCCEEDED), ("Succeeded", "Rehearsed")),
+        (Mode.REHEARSE, Finish(Phase.FAILED, FAILURE), ("Failed", "ArcFailed")),
     ],
 )
-def test_the_labels_of_the_outcome_metric(finish: Finish, label: tuple[str, str]) -> None:
-    assert outcome_label(finish) == label
+def test_the_labels_of_the_outcome_metric(mode: Mode, finish: Finish, label: tuple[str, str]) -> None:
+    assert outcome_label(replace(picture(), wish=Wish(PAIRS, mode=mode)), finish) == label
+
+
+def rehearsed(forecast: Forecast) -> dict[str, Any]:
+    observed = replace(picture(Goal.PRE_COPY, Goal.PREPARED), wish=Wish(PAIRS, mode=Mode.REHEARSE), rehearsed=True)
+    before = build(picture(Goal.PRE_COPY, Goal.PREPARED), plan(observed), MEASURED, NOW, {})
+    return build(observed, plan(observed), replace(MEASURED, forecast=forecast), LATER, before)
+
+
+def test_the_turning_point_of_a_rehearsal_is_told_by_the_reason_of_converged_whatever_the_forecast() -> None:
+    for forecast, holds in ((FORECAST, "True"), (replace(FORECAST, transfer=10**9), "False")):
+        found = conditions(rehearsed(forecast))["Converged"]
+        assert (found["status"], found["reason"]) == (holds, "Rehearsed")
+        assert is_rehearsed({"status": rehearsed(forecast)})
+    assert not is_rehearsed({"status": made(*PICTURES["pre-copy"])})
+
+
+def test_the_converged_condition_says_what_the_forecast_is_made_of() -> None:
+    observed = picture(Goal.PRE_COPY, Goal.PREPARED, initial_acknowledged=True)
+    slow = replace(FORECAST, transfer=900_000)
+    at_converge = Plan("Converge", Phase.PRE_COPY, (), "pre-copy")
+    status = build(
+        replace(observed, wish=replace(observed.wish, strategy=Strategy(downtime_limit_milliseconds=1))),
+        at_converge,
+        replace(MEASURED, forecast=slow),
+        NOW,
+        {},
+    )
+    found = conditions(status)["Converged"]
+    assert (found["status"], found["reason"]) == ("False", "Forecast")
+    assert found["message"] == (
+        "the forecast is 920 ms = transfer 900 (12.6 MB at 410 MB/s) + arcs 5 + load 4 + messages 3 + decision 8; "
+        "downtimeLimitMilliseconds is 1"
+    )
+
+
+def test_what_is_not_loaded_yet_is_named() -> None:
+    observed = picture(Goal.PRE_COPY, Goal.PREPARED, initial_acknowledged=False)
+    found = conditions(made(observed))["Converged"]
+    assert (found["reason"], found["message"]) == (
+        "NotAcknowledged",
+        "initial bytes of gpu0, gpu1 are not loaded at the target yet",
+    )
+
+
+def test_a_plan_shows_for_each_pair_what_speaks_against_it() -> None:
+    observed = replace(picture(), pairs=(), claims=frozenset(), participants=(), wish=Wish(PAIRS, mode=Mode.PLAN))
+    failure = Failure(Reason.DEVICE_CLAIMED, "pair gpu1: taken", "gpu1")
+    planned = Plan("Refused", Phase.FAILED, (Finish(Phase.FAILED, failure),), "no", pairs=PAIRS, findings=(failure,))
+    assert made(observed, planned)["feasibility"] == [
+        {"name": "gpu0", "feasible": True},
+        {"name": "gpu1", "feasible": False, "reason": "DeviceClaimed", "message": "pair gpu1: taken"},
+    ]
+    assert [p["name"] for p in made(observed, planned)["pairs"]] == ["gpu0", "gpu1"]
+
+
+def test_pairs_that_are_only_resolved_are_not_written_before_the_end() -> None:
+    """Persisted pairs mean that a migration has begun: a new leader goes by them."""
+    observed = replace(picture(), pairs=(), claims=frozenset(), participants=())
+    assert made(observed, Plan("AwaitInventory", Phase.PENDING, (), "waiting", pairs=PAIRS))["pairs"] == []
