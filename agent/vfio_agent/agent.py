@@ -1,6 +1,7 @@
 """The agent's sessions: which there are, who gets which command, and what is still to be reported."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from vfio_api.errors import CommandError, Reason, VFIOMigrationError
 from vfio_api.types import Command, Failure, Goal, Role, SessionReport
 
 log = structlog.get_logger()
+PROGRESS_SECONDS = 0.1
 
 
 class Agent:
@@ -32,6 +34,9 @@ class Agent:
         self._refused: dict[tuple[str, Role], Failure] = {}  # commands that a session did not take
         self._sent: dict[tuple[str, Role], dict[str, int]] = {}
         self._wake = asyncio.Event()
+        self._press = asyncio.Event()  # what is new is not only progress
+        self._told: dict[tuple[str, Role], tuple[object, ...]] = {}
+        self._told_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def restore(self) -> None:
@@ -120,11 +125,13 @@ class Agent:
             self._last[identity] = replace(_released(command), reached=None, failure=failure)
         self._dirty.add(identity)
         self._wake.set()
+        self._press.set()
 
     def _say_last(self, identity: tuple[str, Role], report: SessionReport) -> None:
         self._last[identity] = report
         self._dirty.add(identity)
         self._wake.set()
+        self._press.set()
 
     def _create(self, command: Command) -> Session:
         if command.spec is None or command.goal is not Goal.PREPARED:
@@ -151,8 +158,11 @@ class Agent:
             session.announced = session.reached
             self._on_reached(session)
         if not session.ended:
-            self._dirty.add((session.key.uid, session.facts.role))
+            identity = (session.key.uid, session.facts.role)
+            self._dirty.add(identity)
             self._wake.set()
+            if self._told.get(identity) != _pressing(session):
+                self._press.set()
 
     def busy(self, address: str) -> str:
         """The migration whose session here uses the device; "" if none does. Any thread."""
@@ -168,13 +178,28 @@ class Agent:
         return tuple(session.report() for session in self._sessions.values())
 
     async def next_reports(self) -> list[SessionReport]:
-        """Wait until something changed; the newest report of each session that did."""
+        """Wait until something changed; the newest report of each session that did.
+
+        Where every goal and failure is told at once, mere progress is told every PROGRESS_SECONDS: with many devices
+        the reports would else be what keeps both sides busy.
+        """
         await self._wake.wait()
+        pause = self._told_at + PROGRESS_SECONDS - asyncio.get_running_loop().time()
+        if pause > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._press.wait()
         self._wake.clear()
+        self._press.clear()
+        self._told_at = asyncio.get_running_loop().time()
         dirty, self._dirty = self._dirty, set()
         reports = []
         for identity in dirty:
             session = self._sessions.get(identity)
+            if session is not None:
+                self._told[identity] = _pressing(session)
+            else:
+                self._told.pop(identity, None)
             report = session.report() if session is not None else self._last.pop(identity, None)
             refused = self._refused.pop(identity, None)
             if report is not None:
@@ -200,6 +225,11 @@ class Agent:
             seen["failure"] = 1
         if report.reached is Goal.RELEASED:
             self._sent.pop(identity, None)
+
+
+def _pressing(session: Session) -> tuple[object, ...]:
+    """What of a session the operator must hear at once when it changes."""
+    return session.reached, session.failure, session.facts.backward
 
 
 def _released(command: Command) -> SessionReport:
