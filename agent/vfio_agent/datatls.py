@@ -15,7 +15,10 @@ from cryptography.x509.oid import NameOID
 
 from vfio_api.errors import Reason, StreamError
 
-_LIFETIME = datetime.timedelta(days=7)
+# For ever: the pin is what counts, and it lives as long as its session. A node whose clock is years off must be able
+# to migrate.
+VALID_FROM = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+VALID_UNTIL = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +34,14 @@ def new_identity(name: str) -> Identity:
     key = ec.generate_private_key(ec.SECP256R1())
     # the name must be unique: OpenSSL finds a pinned certificate by its subject
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{secrets.token_hex(8)}.{name}"[:64])])
-    now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _LIFETIME)  # clocks of nodes differ; the pin is what counts
-        .not_valid_after(now + _LIFETIME)
+        .not_valid_before(VALID_FROM)
+        .not_valid_after(VALID_UNTIL)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
