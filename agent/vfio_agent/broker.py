@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from vfio_agent.holdings import Holdings
+from vfio_agent.keeper import KeeperError
 from vfio_api.errors import DeviceError, Reason, VFIOMigrationError
 
 log = structlog.get_logger()
@@ -61,6 +62,9 @@ class Broker:
             reply = {"error": error.message, "reason": error.reason}
         except (ValueError, KeyError, TypeError) as error:
             reply = {"error": f"not a request: {error!r}", "reason": Reason.COMMAND_REFUSED}
+        except (KeeperError, OSError) as error:
+            reply = {"error": f"this node's keeper or device does not answer: {error}", "reason": Reason.DEVICE_LOST}
+            log.error("workload's request failed", error=str(error))
         socket.send_fds(connection, [json.dumps(reply).encode()], fds)
 
     def _open(self, address: str, workload: str) -> tuple[dict[str, str], list[int]]:
