@@ -6,7 +6,7 @@ from vfio_api.models_status import Phase
 from vfio_api.types import Outcome, Role
 from vfio_operator.actions import Finish, Plan
 from vfio_operator.execute import Memory
-from vfio_operator.forecast import Forecast, forecast
+from vfio_operator.forecast import Forecast, forecast, within_limit
 from vfio_operator.kube import now
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import Observed
@@ -15,6 +15,8 @@ from vfio_operator.status import Measured, StepTiming, outcome_label, reports
 BARRIERS = ("BarrierA", "BarrierB", "BarrierC", "BarrierD", "RestoreP2P")
 STARTING = ("Decide", "BarrierC", "BarrierD")
 DOWN = ("BarrierA", "BarrierB")
+# How long pre-copy goes on within the limit for the sake of a still shorter downtime.
+LINGER_SECONDS = 2.0
 # Where the forecast is made anew; what it was at the beginning of the switchover is kept.
 FORECAST_STEPS = ("Converge", "Rehearsed", "BeginSwitchover")
 # What agents time themselves, in the order in which it happens, and how it is called in the status.
@@ -38,6 +40,7 @@ class Clockwork:
         self._phase_began = self._step_began
         self._converge_began: float | None = None
         self._down_began: float | None = None
+        self._within_since: float | None = None
         self._timings: list[StepTiming] = []
         self._downtime: int | None = None
         self._forecast: Forecast | None = None
@@ -46,6 +49,7 @@ class Clockwork:
         """Note where the plan is; True if it is at another step than before."""
         if planned.step in FORECAST_STEPS:
             self._forecast = forecast(observed) or self._forecast
+            self._within_since = (self._within_since or time.monotonic()) if within_limit(observed) else None
         if planned.step == self._step:
             return False
         moment = time.monotonic()
@@ -86,6 +90,11 @@ class Clockwork:
     def converge_expired(self, limit_seconds: float) -> bool:
         """Whether pre-copy has lasted its limit."""
         return self._converge_began is not None and time.monotonic() - self._converge_began > limit_seconds
+
+    @property
+    def lingered(self) -> bool:
+        """Whether the forecast has been within the limit for LINGER_SECONDS."""
+        return self._within_since is not None and time.monotonic() - self._within_since > LINGER_SECONDS
 
     def measured(self, memory: Memory, observed: Observed | None = None) -> Measured:
         """What has been measured so far; with `observed`, the agents' own timings are added (at the end)."""

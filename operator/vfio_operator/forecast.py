@@ -7,6 +7,7 @@ measured bandwidth), and what QEMU leaves out: the arcs, the load, and the messa
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vfio_api.device import MigrationFlags
 from vfio_api.types import DeviceReport, Role, SessionReport
 from vfio_operator.observed import Observed, Pair
 
@@ -156,9 +157,29 @@ def not_acknowledged(observed: Observed) -> tuple[DeviceReport, ...]:
     return tuple(d for report in reports for d in report.devices if not d.initial_acknowledged)
 
 
-def converged(observed: Observed) -> bool:
+def within_limit(observed: Observed) -> bool:
     """Every device's initial bytes are loaded at the target, and the forecast keeps the downtime limit."""
     found = forecast(observed)
     if found is None or not_acknowledged(observed):
         return False
     return found.total <= observed.wish.strategy.downtime_limit_milliseconds * 1000
+
+
+def converged(observed: Observed) -> bool:
+    """Within the limit, and there is nothing to be gained by copying on: the rest of the state takes no longer than
+    what the switchover takes anyway, or it has been within the limit for a while.
+
+    QEMU switches over as soon as the limit can be kept (migration_iteration_run). Here a limit is not a wish: a few
+    more passes make the downtime as short as it can be.
+    """
+    found = forecast(observed)
+    if found is None or not within_limit(observed):
+        return False
+    return observed.lingered or not _copies(observed) or found.transfer <= found.total - found.transfer
+
+
+def _copies(observed: Observed) -> bool:
+    """Whether any device is being pre-copied."""
+    reports = (p.report for p in observed.side(Role.SOURCE) if p.report is not None)
+    able = any(MigrationFlags.PRE_COPY in device.flags for report in reports for device in report.devices)
+    return able and observed.wish.strategy.pre_copy != "Disabled"

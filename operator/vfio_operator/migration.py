@@ -209,6 +209,7 @@ class MigrationTask:
             inherited=memory.inherited,
             inventory_settled=asyncio.get_running_loop().time() >= self._inventory_settled_at,
             settled=asyncio.get_running_loop().time() >= context.settled_at,
+            lingered=self._clockwork.lingered,
             rehearsed=memory.rehearsed,
             authorized=memory.authorized,
             forbidden=memory.forbidden,
@@ -305,12 +306,14 @@ class MigrationTask:
         away = [p.node for p in observed.participants if not p.connected]
         moment = asyncio.get_running_loop().time()
         self._away_since = (self._away_since or moment) if away else None
-        if self._away_since is not None and moment - self._away_since > PREPARE_SECONDS:
-            return Failure(
-                Reason.AGENT_LOST,
-                f"no connection to the agents of {', '.join(away)} for {PREPARE_SECONDS:g} s during pre-copy; look at "
-                "their pods and logs",
-            )
+        if self._away_since is not None:
+            seconds = moment - self._away_since
+            if seconds > PREPARE_SECONDS or observed.converge_expired:
+                return Failure(
+                    Reason.AGENT_LOST,
+                    f"no connection to the agents of {', '.join(away)} for {seconds:.0f} s during pre-copy; look at "
+                    "their pods and logs",
+                )
         return not_converged(observed) if observed.converge_expired else None
 
     async def _finish(self, observed: Observed, planned: Plan, finish: Finish) -> None:

@@ -129,7 +129,7 @@ class Observed:
     inventory_settled: they have had the time to publish what an earlier migration changed.
     generation: metadata.generation of the object that wish was read from.
     inherited: an earlier leader may have commanded what this one knows nothing of.
-    rehearsed: a rehearsal has come to its turning point, durably.
+    lingered: the forecast has been within the limit for a while. rehearsed: a rehearsal has come to its turning point, durably.
     authorized: the pairs that the requester's rights were reviewed for; forbidden: what right was missing.
     reserved: devices that other migrations of this leader have chosen, also if they are not claimed yet.
     """
@@ -151,6 +151,7 @@ class Observed:
     generation: int = 1
     inherited: bool = True
     inventory_settled: bool = True
+    lingered: bool = False
     rehearsed: bool = False
     forbidden: Failure | None = None
     authorized: tuple[Pair, ...] = ()

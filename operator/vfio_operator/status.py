@@ -10,7 +10,7 @@ from vfio_api.reasons import ConditionReason as C
 from vfio_api.reasons import EventReason as E
 from vfio_api.types import DeviceReport, Failure, Goal, Outcome, Role
 from vfio_operator.actions import Finish, Plan
-from vfio_operator.forecast import Forecast, converged, not_acknowledged, planned
+from vfio_operator.forecast import Forecast, not_acknowledged, planned, within_limit
 from vfio_operator.observed import Observed, has_reached
 
 Json = dict[str, Any]
@@ -165,7 +165,7 @@ def _converged(observed: Observed, plan: Plan, measured: Measured, *, committed:
     """With the newest forecast as its message; its reason marks the turning point of a rehearsal, durably."""
     limit = observed.wish.strategy.downtime_limit_milliseconds
     told = f"the forecast is {measured.forecast}; downtimeLimitMilliseconds is {limit}" if measured.forecast else ""
-    holds = committed or converged(observed)
+    holds = committed or within_limit(observed)
     if observed.rehearsed:
         within = measured.forecast is not None and measured.forecast.total <= limit * 1000
         return str(within), C.REHEARSED, told

@@ -1,5 +1,6 @@
 """Wrong input is refused early, with a message that names the field or device; nothing is touched."""
 
+import errno
 from typing import Any
 
 import pytest
@@ -138,6 +139,30 @@ def test_it_is_refused_and_nothing_is_touched(
     assert [len(node.arcs()) for node in world.stack.nodes.values()] == before
     assert "finalizers" not in found["metadata"]
     assert all("claimRef" not in d["spec"] for d in world.stack.get("vfd")["items"])
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "fault", "message"),
+    [
+        ("out-of-memory", "node-b", {"op": "write", "error": errno.ENOMEM}, "Cannot allocate memory"),
+        ("out-of-disk", "node-b", {"op": "write", "error": errno.ENOSPC}, "No space left on device"),
+        ("state-not-accepted", "node-b", {"op": "write", "error": errno.EFAULT}, "Bad address"),
+        ("source-gone", "node-a", {"op": "read", "error": errno.ENODEV}, "No such device"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_device_that_cannot_says_so_with_errno_and_next_step(
+    world: World, name: str, node: str, fault: dict[str, Any], message: str
+) -> None:
+    world.control(node).fault("sim0", **fault)
+    found = world.run(migration(name, pairs(["sim0"])))
+    succeeded = condition(found, "Succeeded")
+    assert found["status"]["phase"] == "Failed"
+    assert "device gpu0" in succeeded["message"]
+    assert message in succeeded["message"]
+    assert f"errno={fault['error']}" in succeeded["message"]
+    assert world.states("node-a", ["sim0"]) == ["RUNNING"]
+    record([Refused(name, f"operator: {succeeded['reason']}", succeeded["message"])])
 
 
 def test_a_claimed_device_names_the_other_migration(world: World) -> None:

@@ -1,7 +1,9 @@
 """However a migration is ended, and whenever: its devices live on exactly one side and nothing is left behind."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -74,6 +76,40 @@ def test_cancelled_in_the_switchover(world: World) -> None:
         found = world.finished("cancelled-late")
         assert found["status"]["phase"] == "Cancelled"
         assert found["status"]["decision"]["outcome"] == "Abort"
+        settled(world, "node-a")
+
+
+def test_a_switchover_that_takes_too_long_is_aborted_with_the_device_it_waited_for(world: World) -> None:
+    with world.workload(), stopping_takes_its_time(world, 3):
+        found = world.run(migration("too-late", pairs(), strategy={"switchoverTimeoutSeconds": 1}))
+        assert found["status"]["phase"] == "Failed"
+        succeeded = condition(found, "Succeeded")
+        assert succeeded["reason"] == "StepTimeout"
+        assert (
+            "BarrierB was not done within 1 s" in succeeded["message"]
+            or "StopCopy was not reached within 1000 ms" in (succeeded["message"])
+        )
+        assert found["status"]["decision"]["outcome"] == "Abort"
+        settled(world, "node-a")
+
+
+def test_a_target_node_that_answers_nothing_in_pre_copy_ends_it_and_is_blanked_when_it_is_back(world: World) -> None:
+    node = world.stack.nodes["node-b"]
+    assert node.agent is not None
+    with world.workload():
+        strategy = {"bandwidthLimitBytesPerSecond": 1 << 20, "convergenceTimeoutSeconds": 15}
+        world.apply(migration("silent", pairs(), strategy=strategy))
+        in_pre_copy(world, "silent")
+        os.kill(node.agent.pid, signal.SIGSTOP)
+        try:
+            found = world.finished("silent")
+        finally:
+            os.kill(node.agent.pid, signal.SIGCONT)
+        assert condition(found, "Succeeded")["reason"] in ("AgentLost", "StreamBroken")
+        assert (
+            "node-b" in condition(found, "Succeeded")["message"]
+            or "127.0.0.1" in condition(found, "Succeeded")["message"]
+        )
         settled(world, "node-a")
 
 

@@ -20,6 +20,7 @@ from vfio_operator.forecast import (
     forecast,
     not_acknowledged,
     planned,
+    within_limit,
 )
 from vfio_operator.observed import DeviceRecord, Known, Observed, Pair, Participant, Strategy, Wish
 
@@ -162,14 +163,26 @@ def test_there_is_no_forecast_before_every_source_has_reported() -> None:
         (Strategy(downtime_limit_milliseconds=50), True, False),
     ],
 )
-def test_converged_needs_the_initial_bytes_loaded_and_the_forecast_within_the_limit(
+def test_the_limit_is_kept_with_the_initial_bytes_loaded_and_the_forecast_within_the_limit(
     strategy: Strategy, acknowledged: bool, expected: bool
 ) -> None:
     found = observed(strategy=strategy, initial_acknowledged=acknowledged)
-    assert converged(found) is expected
+    assert within_limit(found) is expected
+    assert converged(replace(found, lingered=True)) is expected
     assert bool(not_acknowledged(found)) is (
         not acknowledged and strategy.switchover_ack and strategy.pre_copy == "Auto"
     )
+
+
+def test_it_copies_on_within_the_limit_for_as_long_as_that_makes_the_downtime_shorter() -> None:
+    """100 ms of transfer keep a limit of 300 ms; a little later it will be next to nothing."""
+    large, small = observed(), observed(size=MB // 2)
+    assert within_limit(large)
+    assert not converged(large)
+    assert converged(replace(large, lingered=True))
+    assert converged(small)
+    assert converged(observed(strategy=Strategy(pre_copy="Disabled")))  # nothing is copied: nothing to wait for
+    assert not converged(replace(large, lingered=True, wish=Wish(TWO, Strategy(downtime_limit_milliseconds=50))))
 
 
 @given(st.integers(0, 10**12), st.integers(1, 10**11), st.integers(0, 10**11))
