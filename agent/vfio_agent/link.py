@@ -21,6 +21,7 @@ from vfio_api.v1 import agent_pb2_grpc
 log = structlog.get_logger()
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0  # well below any switchover timeout
 CONNECT_SECONDS = 5.0
+SILENCE_SECONDS = 20.0
 CHANNEL_OPTIONS = [
     ("grpc.ssl_target_name_override", TLS_NAME),
     ("grpc.keepalive_time_ms", 5_000),
@@ -113,7 +114,12 @@ class Link:
             await call.write(message)
 
     async def _receive(self, call: Any, address: str) -> None:
-        async for message in call:
+        while True:
+            # the operator pings every few seconds: a connection without them leads nowhere
+            async with asyncio.timeout(SILENCE_SECONDS):
+                message = await call.read()
+            if message is grpc.aio.EOF:
+                return
             if message.HasField("ping"):
                 await self._write(call, pb.AgentMessage(pong=message.ping))
             else:

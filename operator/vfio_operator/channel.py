@@ -27,7 +27,9 @@ log = structlog.get_logger()
 _Context = grpc.aio.ServicerContext[pb.AgentMessage, pb.OperatorMessage]
 HELLO_SECONDS = 10.0
 QUEUED_COMMANDS = 1024
-PING_SECONDS = 1.0
+PING_SECONDS = 1.0  # at most so often, while a migration wants to know
+HEARTBEAT_SECONDS = 5.0  # at least so often
+DEAD_SECONDS = 10.0  # an agent that answers no ping for so long is not there, whatever its connection says
 SERVER_OPTIONS = [
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
@@ -159,6 +161,14 @@ class Agents:
                 stream.pinged_at, stream.answered = now, False
                 stream.commands.put_nowait(Ping(int(now * 1e6)))
 
+    def silent_for(self, seconds: float) -> frozenset[str]:
+        """Nodes whose agents have owed an answer for that long."""
+        return frozenset(node for node, stream in self._streams.items() if self.silent_seconds(stream) >= seconds)
+
+    def silent_seconds(self, stream: AgentStream) -> float:
+        """For how long the agent owes an answer to a ping; 0 if it owes none."""
+        return 0.0 if stream.answered else asyncio.get_running_loop().time() - stream.pinged_at
+
     def ponged(self, stream: AgentStream, number: int) -> None:
         """An agent has answered."""
         if stream.answered or number != int(stream.pinged_at * 1e6):
@@ -209,16 +219,19 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         context: _Context,
     ) -> None:
         log.info("agent connected", node=stream.node, pod=stream.pod, version=stream.hello.version)
-        reader = asyncio.create_task(self._read(stream, requests))
-        writer = asyncio.create_task(self._write(stream, context))
-        stream.cancel = lambda: (reader.cancel(), writer.cancel())
+        tasks = [
+            asyncio.create_task(self._read(stream, requests)),
+            asyncio.create_task(self._write(stream, context)),
+            asyncio.create_task(self._watch(stream)),
+        ]
+        stream.cancel = lambda: [task.cancel() for task in tasks]
         try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._agents.remove(stream)
-            for task in (reader, writer):
+            for task in tasks:
                 task.cancel()
-            results = await asyncio.gather(reader, writer, return_exceptions=True)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
             cause = next((r for r in results if isinstance(r, Exception)), "")
             log.info("agent disconnected", node=stream.node, cause=str(cause))
 
@@ -228,6 +241,13 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
                 self._agents.reported(stream.node, wire.report_from_wire(message.report))
             elif message.HasField("pong"):
                 self._agents.ponged(stream, message.pong)
+
+    async def _watch(self, stream: AgentStream) -> None:
+        """End the stream of an agent that hangs: TCP and gRPC may go on thinking that it is there."""
+        while self._agents.silent_seconds(stream) < DEAD_SECONDS:
+            self._agents.ping([stream.node])
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+        raise TimeoutError(f"no answer to a ping for {DEAD_SECONDS:g} s")
 
     async def _write(self, stream: AgentStream, context: _Context) -> None:
         welcome = pb.Welcome(epoch=self._leadership.epoch, node=stream.node)

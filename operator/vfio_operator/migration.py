@@ -42,6 +42,7 @@ from vfio_operator.steps import PREPARE_SECONDS
 log = structlog.get_logger()
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 5.0
 INVENTORY_SECONDS = 2.0
+SILENT_SECONDS = 3.0  # an agent that answers no ping for so long is not to be counted on
 IDLE_SECONDS = 0.5  # how often a plan is made again when nothing happens: deadlines and retries
 
 
@@ -303,7 +304,8 @@ class MigrationTask:
 
     def _not_converged(self, observed: Observed) -> Failure | None:
         """Pre-copy ends when its time is over, and earlier if an agent stays away."""
-        away = [p.node for p in observed.participants if not p.connected]
+        silent = self._context.agents.silent_for(SILENT_SECONDS)
+        away = [p.node for p in observed.participants if not p.connected or p.node in silent]
         moment = asyncio.get_running_loop().time()
         self._away_since = (self._away_since or moment) if away else None
         if self._away_since is not None:
@@ -311,7 +313,7 @@ class MigrationTask:
             if seconds > PREPARE_SECONDS or observed.converge_expired:
                 return Failure(
                     Reason.AGENT_LOST,
-                    f"no connection to the agents of {', '.join(away)} for {seconds:.0f} s during pre-copy; look at "
+                    f"the agents of {', '.join(away)} have not answered for {seconds:.0f} s during pre-copy; look at "
                     "their pods and logs",
                 )
         return not_converged(observed) if observed.converge_expired else None

@@ -15,7 +15,7 @@ from vfio_operator.actions import Authorize, Finish, Plan, Step
 from vfio_operator.forecast import forecast, not_acknowledged, planned
 from vfio_operator.observed import Observed, Pair
 from vfio_operator.resolve import resolve
-from vfio_operator.steps import FORWARD, REHEARSAL, REHEARSAL_BACK, ROLLBACK, all_reached
+from vfio_operator.steps import FORWARD, REHEARSAL, REHEARSAL_BACK, ROLLBACK, all_reached, sources_run
 
 # Right after an election agents have not dialled yet; right after another migration the inventory may still show who
 # held a device before: these refusals may be premature.
@@ -177,6 +177,10 @@ def _give_up(observed: Observed) -> Plan:
         return Plan("GiveUp", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence)
     lost = Reason.ROLLBACK_INCOMPLETE if rolls_back(observed) else Reason.TARGET_LOST_AFTER_COMMIT
     cause = first_failure(observed)
+    if rolls_back(observed) and cause is not None and sources_run(observed):
+        # the workload is where it was; what is left of the targets is blanked when their agents answer again
+        end = Phase.CANCELLED if _cancelled(observed) else Phase.FAILED
+        return Plan("GiveUp", end, (Finish(end, cause),), cause.message)
     failure = Failure(
         cause.reason if cause and cause.reason is Reason.SOURCE_STATE_LOST else lost,
         f"given up after repeated failures: {cause.message if cause else 'no report'}",

@@ -71,6 +71,11 @@ def _all_touched(role: Role, goal: Goal) -> Callable[[Observed], bool]:
     return done
 
 
+def sources_run(observed: Observed) -> bool:
+    """Whether every source that may hold anything is RUNNING again, or released after that."""
+    return bool(observed.side(Role.SOURCE)) and _all_touched(Role.SOURCE, Goal.RUNNING)(observed)
+
+
 def _gone(participant: Participant) -> bool:
     """Released already: what it says now is only that."""
     return participant.report is not None and participant.report.reached is Goal.RELEASED

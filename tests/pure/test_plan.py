@@ -499,6 +499,23 @@ def test_a_switchover_begins_only_when_the_forecast_keeps_the_limit() -> None:
     assert plan(replace(ready, participants=(waits, *ready.side(Role.TARGET)))).step == "Converge"
 
 
+def test_a_target_that_cannot_be_blanked_does_not_hide_what_the_migration_failed_of() -> None:
+    """Its sources run again: nothing is incomplete for the workload."""
+    world = World(TWO_TO_ONE)
+    seen: list[Observed] = []
+
+    def interrupt(tick: int) -> None:
+        if tick == LENGTHS["2-1"] // 3:
+            world.cancel()
+        seen.append(world.observe())
+
+    world.run(interrupt)
+    restored = next(o for o in seen if plan(o).step == "BlankTargets")
+    cause = Failure(Reason.CONVERGENCE_TIMEOUT, "too slow")
+    planned = plan(replace(restored, exhausted=True, failure=cause))
+    assert planned.actions == (Finish(Phase.FAILED, cause),)
+
+
 def test_what_was_given_up_says_which_side_may_have_lost_something() -> None:
     observed = replace(World(ONE_TO_ONE).observe(), has_finalizer=True, pairs=ONE_TO_ONE, exhausted=True)
     failed = replace(observed, failure=Failure(Reason.ARC_FAILED, "arc failed", "gpu0", "STOP -> RUNNING", 5))
