@@ -35,6 +35,12 @@ async def forbidden(
     return verdict(requester, devices, permissions)
 
 
+async def may_use_all(api: OperatorApi, body: Mapping[str, Any]) -> bool:
+    """Whether the requester may use every device there is. Errors as `forbidden`."""
+    requester = requester_of(body)
+    return requester is not None and (await api.access(requester, "use", API, "vfiodevices")).allowed
+
+
 async def review(
     api: OperatorApi, requester: Requester, devices: Sequence[Wanted], *, namespace: str = "", pod: str = ""
 ) -> Permissions:

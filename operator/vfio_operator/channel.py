@@ -100,8 +100,10 @@ class Agents:
         ]
 
     def forget(self, uid: str) -> None:
-        """A migration has ended: drop its reports."""
-        self._reports = {key: report for key, report in self._reports.items() if key[1] != uid}
+        """A migration has ended: drop the reports of its released sessions; one that lives on is still to be ended."""
+        self._reports = {
+            key: report for key, report in self._reports.items() if key[1] != uid or report.reached is not Goal.RELEASED
+        }
 
     def add(self, node: str, pod: str, hello: AgentHello) -> AgentStream:
         """A new stream; it replaces an older one of the same instance. Raises PermissionError for another instance."""

@@ -1,6 +1,8 @@
 """How long steps, phases and the downtime took, on this process's monotonic clock."""
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from vfio_api.models_status import Phase
 from vfio_api.types import Outcome, Role
@@ -17,6 +19,7 @@ STARTING = ("Decide", "BarrierC", "BarrierD")
 DOWN = ("BarrierA", "BarrierB")
 # How long pre-copy goes on within the limit for the sake of a still shorter downtime.
 LINGER_SECONDS = 2.0
+MAX_REMEMBERED = 32
 # Where the forecast is made anew; what it was at the beginning of the switchover is kept.
 FORECAST_STEPS = ("Converge", "Rehearsed", "BeginSwitchover")
 # What agents time themselves, in the order in which it happens, and how it is called in the status.
@@ -44,6 +47,17 @@ class Clockwork:
         self._timings: list[StepTiming] = []
         self._downtime: int | None = None
         self._forecast: Forecast | None = None
+        self._earlier: int | None = None
+
+    def remember(self, body: Mapping[str, Any]) -> None:
+        """What an earlier leader measured, from the status that it wrote."""
+        status = body.get("status", {})
+        self._timings = [
+            StepTiming(t["step"], t.get("startTime", self._step_start), t["durationMicroseconds"])
+            for t in status.get("timings", ())
+        ][:MAX_REMEMBERED]
+        self._downtime = status.get("downtimeMicroseconds")
+        self._earlier = status.get("predictedDowntimeMicroseconds")
 
     def track(self, planned: Plan, observed: Observed) -> bool:
         """Note where the plan is; True if it is at another step than before."""
@@ -101,7 +115,8 @@ class Clockwork:
         timings = tuple(self._timings)
         if observed is not None:
             timings += self._agent_timings(observed)
-        return Measured(timings, self._downtime, self._forecast, memory.decision_by, memory.decision_time)
+        decided = memory.decision_by, memory.decision_time
+        return Measured(timings, self._downtime, self._forecast, *decided, earlier=self._earlier)
 
     def _agent_timings(self, observed: Observed) -> tuple[StepTiming, ...]:
         """The slowest agent's time of each step within the switchover, named Agent/STEP."""

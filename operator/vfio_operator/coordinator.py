@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from vfio_api.types import MigrationKey
 from vfio_operator import observe
 from vfio_operator.channel import Agents
 from vfio_operator.history import History
@@ -15,8 +16,8 @@ from vfio_operator.janitor import Janitor
 from vfio_operator.kube import OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
-from vfio_operator.migration import Context, MigrationTask
-from vfio_operator.observed import DeviceRecord
+from vfio_operator.migration import Context, MigrationTask, ends_of
+from vfio_operator.observed import DeviceRecord, Pair
 from vfio_operator.sweeper import Sweeper
 
 log = structlog.get_logger()
@@ -56,7 +57,7 @@ class Coordinator:
             self._bodies[uid] = body
             self._ensure(uid)
         if deleted and uid in self._tasks:
-            self._tasks[uid][0].gone()
+            self._tasks[uid][0].missed()
 
     def lead(self) -> None:
         """This replica was elected: start a task for every active migration."""
@@ -67,9 +68,12 @@ class Coordinator:
         )
         self._metrics.leader.set(1)
         self._metrics.epoch.set(self._leadership.epoch)
+        for uid, body in self._bodies.items():
+            # before any task chooses
+            self._context.reserved[uid] = ends_of(observe.persisted_pairs(body))
         for uid in list(self._bodies):
             self._ensure(uid)
-        janitor = Janitor(self._api, self.agents, inventory, self._tasks.__contains__, lambda: self._leadership.epoch)
+        janitor = Janitor(self._api, self.agents, inventory, self._tasks.__contains__, self._undertake)
         sweeper = Sweeper(self._api, self._metrics)
         self._background = [
             asyncio.create_task(janitor.run(), name="janitor"),
@@ -94,10 +98,17 @@ class Coordinator:
         if uid in self._tasks:
             self._tasks[uid][0].notice(body)
         elif self._context is not None:
-            migration = MigrationTask(observe.key_of(body), body, self._context)
-            task = asyncio.create_task(migration.run(), name=f"migration {migration.key}")
-            task.add_done_callback(partial(self._ended, uid))
-            self._tasks[uid] = migration, task
+            self._start(MigrationTask(observe.key_of(body), body, self._context))
+
+    def _start(self, migration: MigrationTask) -> None:
+        task = asyncio.create_task(migration.run(), name=f"migration {migration.key}")
+        task.add_done_callback(partial(self._ended, migration.key.uid))
+        self._tasks[migration.key.uid] = migration, task
+
+    def _undertake(self, key: MigrationKey, pairs: tuple[Pair, ...]) -> None:
+        """Bring what is left of a migration that is gone or finished to its end."""
+        if self._context is not None and key.uid not in self._tasks:
+            self._start(MigrationTask(key, observe.body_of_what_is_gone(key), self._context, left=pairs))
 
     def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
         migration, _ = self._tasks.pop(uid)

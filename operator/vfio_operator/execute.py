@@ -22,7 +22,7 @@ from vfio_operator.actions import (
     Send,
     Unclaim,
 )
-from vfio_operator.authority import forbidden
+from vfio_operator.authority import forbidden, may_use_all
 from vfio_operator.channel import Agents
 from vfio_operator.history import History
 from vfio_operator.kube import API_ERRORS, OperatorApi
@@ -30,7 +30,7 @@ from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Switchover
 from vfio_operator.requester import Wanted
-from vfio_operator.steps import PREPARE_SECONDS, wants_pre_copy
+from vfio_operator.steps import PREPARE_SECONDS, is_released, wants_pre_copy
 
 log = structlog.get_logger()
 MAX_ATTEMPTS = 6
@@ -61,7 +61,8 @@ class Memory:
     gone: bool = False
     has_finalizer: bool = False
     pairs: tuple[Pair, ...] = ()
-    authorized: tuple[Pair, ...] = ()
+    authorized: tuple[Pair, ...] | None = None
+    shows_all: bool = False
     forbidden: Failure | None = None
     rehearsed: bool = False
     inherited: bool = False
@@ -99,7 +100,7 @@ class Executor:
         self._memory.has_finalizer = True
 
     async def authorize(self, action: Authorize) -> None:
-        """Ask the API server what the requester may do with these pairs' devices."""
+        """Ask the API server what the requester may do with these pairs' devices; without pairs, whether with all."""
         wanted = []
         for pair in action.pairs:
             for role, node, address in (
@@ -108,6 +109,8 @@ class Executor:
             ):
                 wanted.append(Wanted(pair.name, role, node, address, device_object_name(node, address)))
         self._memory.forbidden = await forbidden(self._api, self._memory.body, wanted)
+        if not action.pairs:
+            self._memory.shows_all = await may_use_all(self._api, self._memory.body)
         self._memory.authorized = action.pairs
 
     async def claim(self, observed: Observed, action: Claim) -> None:
@@ -133,6 +136,8 @@ class Executor:
         claim = {"namespace": key.namespace, "name": key.name, "uid": key.uid}
         current = record
         for _ in range(MAX_ATTEMPTS):
+            if current.claim_uid and current is record:  # the watch may be behind
+                current = observe.device_of(await self._api.device(record.object_name))
             if current.claim_uid == key.uid:
                 self._memory.claims.add(record.object_name)
                 return True
@@ -179,11 +184,19 @@ class Executor:
 
     async def unclaim(self, observed: Observed, _action: Unclaim) -> None:
         """Give every claimed device free, except those whose agent is away and may still hold something."""
-        away = {
-            (p.node, device.address)
+        absent = {
+            (p.node, p.role)
             for p in observed.participants
-            if p.touched and not p.connected and p.report is not None
-            for device in p.report.devices
+            if not p.connected and (p.touched or observed.inherited) and not is_released(p)
+        }
+        away = {
+            end
+            for pair in observed.pairs
+            for role, end in (
+                (Role.SOURCE, (pair.source_node, pair.source_device)),
+                (Role.TARGET, (pair.target_node, pair.target_device)),
+            )
+            if (end[0], role) in absent
         }
         held = [r for r in self._inventory.values() if r.object_name in self._memory.claims]
         free = [r for r in held if (r.node, r.address) not in away]
@@ -269,6 +282,7 @@ class Executor:
             pre_copy=source and wants_pre_copy(observed, action.node),
             bandwidth_limit_bytes_per_second=strategy.bandwidth_limit_bytes_per_second,
             switchover_timeout_milliseconds=strategy.switchover_timeout_seconds * 1000,
+            switchover_ack=strategy.switchover_ack,
         )
 
     def _peers(self, observed: Observed, action: Send) -> tuple[Peer, ...]:

@@ -5,7 +5,7 @@ measured bandwidth), and what QEMU leaves out: the arcs, the load, and the messa
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vfio_api.device import MigrationFlags
 from vfio_api.types import DeviceReport, Role, SessionReport
@@ -25,7 +25,8 @@ SMALL_BYTES = 1 << 20
 class Forecast:
     """The parts of a switchover in microseconds; size and rate are those of the node that transfers longest.
 
-    measured: whether the rate is, or only assumed.
+    measured: whether the rate is, or only assumed. sized: whether every device has told how much state it has; if one
+    has not, the transfer is of what is known and may take any time.
     """
 
     transfer: int
@@ -36,6 +37,7 @@ class Forecast:
     size_bytes: int
     bytes_per_second: int
     measured: bool = True
+    sized: bool = True
 
     @property
     def total(self) -> int:
@@ -44,11 +46,13 @@ class Forecast:
 
     def __str__(self) -> str:
         """For people: the whole and what it is made of."""
+        parts = {"arcs": self.arcs, "load": self.load, "messages": self.messages, "decision": self.decision}
         rate = f"{self.bytes_per_second / 1e6:.0f} MB/s{'' if self.measured else ' assumed'}"
+        least = "" if self.sized else "unknown, as a device does not tell the size of its state, but at least "
         return (
-            f"{self.total / 1000:.0f} ms = transfer {self.transfer / 1000:.0f} ({self.size_bytes / 1e6:.1f} MB at "
-            f"{rate}) + arcs {self.arcs / 1000:.0f} + load {self.load / 1000:.0f} + messages "
-            f"{self.messages / 1000:.0f} + decision {self.decision / 1000:.0f}"
+            f"{least}{self.total / 1000:.0f} ms = transfer {self.transfer / 1000:.0f} "
+            f"({self.size_bytes / 1e6:.1f} MB at {rate})"
+            + "".join(f" + {name} {microseconds / 1000:.0f}" for name, microseconds in parts.items())
         )
 
 
@@ -71,16 +75,20 @@ def forecast(observed: Observed) -> Forecast | None:
     sizes = {p.node: sum(d.stop_copy_bytes for d in p.report.devices) for p in sources if p.report}
     rates = {p.node: p.report.link_bytes_per_second for p in sources if p.report}
     first = {p.node: _first_arc(p.report) for p in observed.participants}
-    return _forecast(observed, observed.pairs, sizes, rates, first)
+    sized = not any(d.size_unknown for p in sources if p.report for d in p.report.devices)
+    return replace(_forecast(observed, observed.pairs, sizes, rates, first), sized=sized)
 
 
 def planned(observed: Observed, pairs: tuple[Pair, ...]) -> Forecast:
     """Before anything is touched: sizes from the inventory, rates and times from earlier migrations if any."""
     sizes: dict[str, int] = {}
+    sized = True
     for pair in pairs:
         record = observed.inventory.get((pair.source_node, pair.source_device))
-        sizes[pair.source_node] = sizes.get(pair.source_node, 0) + (record.stop_copy_bytes if record else 0)
-    return _forecast(observed, pairs, sizes, {}, {})
+        size = record.stop_copy_bytes if record else 0
+        sizes[pair.source_node] = sizes.get(pair.source_node, 0) + size
+        sized = sized and size > 0
+    return replace(_forecast(observed, pairs, sizes, {}, {}), sized=sized)
 
 
 def _forecast(
@@ -160,7 +168,7 @@ def not_acknowledged(observed: Observed) -> tuple[DeviceReport, ...]:
 def within_limit(observed: Observed) -> bool:
     """Every device's initial bytes are loaded at the target, and the forecast keeps the downtime limit."""
     found = forecast(observed)
-    if found is None or not_acknowledged(observed):
+    if found is None or not found.sized or not_acknowledged(observed):
         return False
     return found.total <= observed.wish.strategy.downtime_limit_milliseconds * 1000
 

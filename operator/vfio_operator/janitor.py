@@ -1,8 +1,8 @@
-"""Ends sessions and frees claims that no migration needs any more: left by a crash, or an agent away at the end.
+"""Looks after what no task looks after: sessions and claims left by a crash, or by an agent that was away at the end.
 
-A session of a migration that is gone or finished is ended by the decision that its VFIOSwitchover holds. A claim is
-freed only if its migration is gone or finished AND the device's agent is connected and reports no session of it. Runs
-on the leader.
+What is left of a migration that is gone or finished is ended by the same ladders as any other (`plan`), in a task of
+its own: so barriers, the decision and the order of release hold here too. A claim is freed only if its migration is
+gone or finished AND the device's agent is connected and reports no session of it. Runs on the leader.
 """
 
 import asyncio
@@ -11,19 +11,21 @@ from collections.abc import Callable, Mapping
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
 
-from vfio_api.types import Command, Goal, MigrationKey, Outcome, Role, SessionReport
+from vfio_api.types import Goal, MigrationKey, Role, SessionReport
 from vfio_operator import observe
 from vfio_operator.channel import Agents
-from vfio_operator.kube import API_ERRORS, OperatorApi, brief
-from vfio_operator.observed import DeviceRecord
+from vfio_operator.kube import API_ERRORS, Json, OperatorApi, brief
+from vfio_operator.kube_lists import Lists
+from vfio_operator.observed import DeviceRecord, Pair
+from vfio_operator.orphans import pairs_of
 
 log = structlog.get_logger()
 EVERY_SECONDS = 5.0
-DEADLINE_MILLISECONDS = 30_000
+AGAIN_SECONDS = 30.0  # what could not be ended is not tried again at once
 
 
 class Janitor:
-    """Looks at every claim from time to time. `active(uid)` tells whether a migration has a task."""
+    """Looks from time to time. active(uid): whether a migration has a task; undertake: start one for what is left."""
 
     def __init__(
         self,
@@ -31,20 +33,24 @@ class Janitor:
         agents: Agents,
         inventory: Mapping[tuple[str, str], DeviceRecord],
         active: Callable[[str], bool],
-        epoch: Callable[[], int],
+        undertake: Callable[[MigrationKey, tuple[Pair, ...]], None],
     ):
         self._api, self._agents, self._inventory, self._active = api, agents, inventory, active
-        self._epoch = epoch
+        self._undertake, self._lists = undertake, Lists(api)
+        self._tried: dict[str, float] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
+            sessions: dict[str, list[tuple[str, SessionReport]]] = {}
             for node, report in self._agents.orphans(self._active):
+                sessions.setdefault(report.migration_uid, []).append((node, report))
+            for uid, left in sessions.items():
                 try:
-                    await self._end(node, report)
+                    await self._end(uid, left)
                 except API_ERRORS as error:
-                    log.warning("session not looked at", node=node, uid=report.migration_uid, error=brief(error))
+                    log.warning("sessions not looked at", uid=uid, error=brief(error))
             for record in [r for r in self._inventory.values() if r.claim_uid and not self._active(r.claim_uid)]:
                 try:
                     await self._look(record)
@@ -54,41 +60,49 @@ class Janitor:
     async def _look(self, record: DeviceRecord) -> None:
         if record.node not in self._agents.connected or self._in_session(record):
             return
-        if await self._needed(record):
+        namespace, _, name = record.claim_name.partition("/")
+        body = await self._migration(MigrationKey(record.claim_uid, namespace, name))
+        if body is not None and not observe.is_finished(body):
             return
         # compare-and-set on what the watch showed: a claim taken meanwhile stays
         await self._api.set_claim(record.object_name, record.resource_version, None)
         log.info("orphaned claim freed", device=record.object_name, migration=record.claim_name)
 
-    async def _end(self, node: str, report: SessionReport) -> None:
-        """Bring an orphaned session one step nearer to its end."""
-        claims = [r for r in self._inventory.values() if r.node == node and r.claim_uid == report.migration_uid]
-        if not claims or await self._needed(claims[0]):
+    async def _end(self, uid: str, sessions: list[tuple[str, SessionReport]]) -> None:
+        """Have the sessions of a migration that is gone or finished brought to their end."""
+        moment = asyncio.get_running_loop().time()
+        if moment - self._tried.get(uid, -AGAIN_SECONDS) < AGAIN_SECONDS:
             return
-        namespace, _, name = claims[0].claim_name.partition("/")
-        key = MigrationKey(report.migration_uid, namespace, name)
-        switchover = observe.switchover_of(await self._api.switchover(key))
-        decision = switchover.decision
-        if switchover.exists and decision is None:
-            # the migration vanished in its switchover and no leader was there to decide
-            decision = observe.switchover_of(await self._api.decide(key, Outcome.ABORT)).decision
-        goal = Goal.RELEASED
-        if report.role is Role.SOURCE and decision is not Outcome.COMMIT and report.reached is not Goal.RUNNING:
-            goal = Goal.RUNNING
-        command = Command(key, report.role, goal, self._epoch(), report.sequence + 1, DEADLINE_MILLISECONDS, decision)
-        self._agents.send(node, command)
-        log.info("orphaned session told to end", node=node, migration=str(key), role=report.role.value, goal=goal.value)
+        switchover = await self._lists.switchover_of(uid)
+        key = self._key(uid, switchover)
+        body = await (self._migration(key) if key is not None else self._lists.migration_of(uid))
+        if body is not None and not observe.is_finished(body):
+            return  # it has a task soon: this replica has just been elected
+        key = observe.key_of(body) if body is not None else key or MigrationKey(uid, "", "")
+        spec = (switchover or {}).get("spec", {})
+        pairs = observe.persisted_pairs(body) if body is not None else ()
+        pairs = pairs or pairs_of(sessions, spec.get("sourceNodes", ()), spec.get("targetNodes", ()))
+        self._tried[uid] = moment
+        log.info("orphaned sessions are ended", migration=str(key), uid=uid, nodes=[node for node, _ in sessions])
+        self._undertake(key, pairs)
+
+    def _key(self, uid: str, switchover: Json | None) -> MigrationKey | None:
+        if switchover is not None:
+            return MigrationKey(uid, switchover["metadata"]["namespace"], switchover["spec"]["migrationName"])
+        claim = next((r.claim_name for r in self._inventory.values() if r.claim_uid == uid), "")
+        namespace, _, name = claim.partition("/")
+        return MigrationKey(uid, namespace, name) if claim else None
 
     def _in_session(self, record: DeviceRecord) -> bool:
         reports = (self._agents.report(record.node, record.claim_uid, role) for role in Role)
         return any(report is not None and report.reached is not Goal.RELEASED for report in reports)
 
-    async def _needed(self, record: DeviceRecord) -> bool:
-        namespace, _, name = record.claim_name.partition("/")
+    async def _migration(self, key: MigrationKey) -> Json | None:
+        """The very VFIOMigration, None if it is gone; another one of its name is not it."""
         try:
-            body = await self._api.migration(MigrationKey(record.claim_uid, namespace, name))
+            body = await self._api.migration(key)
         except ApiException as error:
             if error.status == 404:
-                return False
+                return None
             raise
-        return body["metadata"]["uid"] == record.claim_uid and not observe.is_finished(body)
+        return body if body["metadata"]["uid"] == key.uid else None

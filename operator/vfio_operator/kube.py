@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,38 +106,6 @@ class OperatorApi:
             _request_timeout=REQUEST_SECONDS,
         )
         return found
-
-    async def finished_migrations(self) -> AsyncIterator[Json]:
-        """Every finished VFIOMigration, in pages, from the API server's cache (up to a few seconds old)."""
-        token = ""
-        while True:
-            page: Json = await self._objects.list_cluster_custom_object(
-                API_GROUP,
-                API_VERSION,
-                "vfiomigrations",
-                label_selector=FINISHED_LABEL,
-                limit=500,
-                _continue=token,
-                _request_timeout=REQUEST_SECONDS,
-                **({} if token else {"resource_version": "0"}),
-            )
-            for item in page["items"]:
-                yield item
-            token = page["metadata"].get("continue", "")
-            if not token:
-                return
-
-    async def delete_migration(self, key: MigrationKey) -> None:
-        """Delete this very VFIOMigration. ApiException 409 if another one has its name, 404 if it is gone."""
-        await self._objects.delete_namespaced_custom_object(
-            API_GROUP,
-            API_VERSION,
-            key.namespace,
-            "vfiomigrations",
-            key.name,
-            body={"preconditions": {"uid": key.uid}, "propagationPolicy": "Background"},
-            _request_timeout=REQUEST_SECONDS,
-        )
 
     async def add_finalizer(self, key: MigrationKey, body: Mapping[str, Any]) -> None:
         """Add our finalizer, by compare-and-set on what was read."""

@@ -64,10 +64,13 @@ class Context:
 
 
 class MigrationTask:
-    """The task of one migration. `notice` and `wake` may be called at any time on the event loop."""
+    """The task of one migration. `notice`, `missed` and `wake` may be called at any time on the event loop.
 
-    def __init__(self, key: MigrationKey, body: Mapping[str, Any], context: Context):
-        self.key = key
+    left: the pairs of one that is gone or finished and still has sessions: they are ended, and nothing is written.
+    """
+
+    def __init__(self, key: MigrationKey, body: Mapping[str, Any], context: Context, *, left: tuple[Pair, ...] = ()):
+        self.key, self._left = key, left
         self._context = context
         self._memory = Memory(body)
         self._wake = asyncio.Event()
@@ -84,12 +87,18 @@ class MigrationTask:
         self._publisher = Publisher(context.api, context.metrics, key, body)
         self._nodes: frozenset[str] = frozenset()
         self._away_since: float | None = None
+        self._missed = False
         self._inventory_settled_at = asyncio.get_running_loop().time() + INVENTORY_SECONDS
         self._log = log.bind(migration=str(key), uid=key.uid, epoch=context.leadership.epoch)
 
     def notice(self, body: Mapping[str, Any]) -> None:
         """The object changed."""
         self._memory.body = body
+        self._wake.set()
+
+    def missed(self) -> None:
+        """The watch does not show the object any more: it is gone, or somebody has put the label of finished on it."""
+        self._missed = True
         self._wake.set()
 
     def gone(self) -> None:
@@ -106,13 +115,19 @@ class MigrationTask:
 
     async def run(self) -> None:
         """Until the migration is finished."""
-        if observe.is_finished(self._memory.body):  # an earlier leader ended between the status and the finalizer
-            await self._again(lambda: self._context.api.finished(self.key, switchover=True))
-            return
+        if self._left:
+            await self._again(self._recall_what_is_left)
+        else:
+            await self._again(self._read_again)
+            if observe.is_finished(self._memory.body):  # an earlier leader ended between the status and the finalizer
+                await self._again(lambda: self._context.api.finished(self.key, switchover=True))
+                return
+            await self._again(self._recall)
         backoff = FIRST_BACKOFF
-        await self._again(self._recall)
         while True:
             self._wake.clear()
+            if self._missed and not self._memory.gone and await self._vanished():
+                self.gone()
             observed = self._observe()
             planned = plan(observed)
             if rolls_back(observed):
@@ -132,6 +147,9 @@ class MigrationTask:
                 self._log.warning("API server refused or is away", step=planned.step, error=brief(error))
                 if isinstance(error, ApiException) and error.status in (404, 409) and await self._vanished():
                     self.gone()
+                refused = replace(planned, sentence=f"{planned.sentence}; the API server says: {brief(error)}")
+                self._publisher.offer(observed, refused, self._clockwork.measured(self._memory))
+                self._check_deadline(observed, planned)
                 await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 backoff = min(2 * backoff, LAST_BACKOFF)
                 progressed = True
@@ -166,6 +184,23 @@ class MigrationTask:
         except API_ERRORS as error:
             return isinstance(error, ApiException) and error.status == 404
         return bool(found["metadata"]["uid"] != self.key.uid)
+
+    async def _read_again(self) -> None:
+        """The watch may be behind: what an earlier leader wrote last decides how to go on."""
+        if await self._vanished():
+            self.gone()
+        else:
+            self._memory.body = await self._context.api.migration(self.key)
+            self._publisher.written(self._memory.body)
+            self._clockwork.remember(self._memory.body)
+
+    async def _recall_what_is_left(self) -> None:
+        self.gone()
+        memory = self._memory
+        memory.pairs, memory.inherited = self._left, True
+        memory.sequence = self._context.agents.highest_sequence(self.key.uid)
+        self._executor.read_back(await self._context.api.switchover(self.key))
+        memory.claims |= {r.object_name for r in self._context.inventory.values() if r.claim_uid == self.key.uid}
 
     async def _recall(self) -> None:
         """What an earlier leader has done: finalizer, pairs, claims, the switchover and its decision."""
@@ -214,6 +249,7 @@ class MigrationTask:
             rehearsed=memory.rehearsed,
             authorized=memory.authorized,
             forbidden=memory.forbidden,
+            shows_all=memory.shows_all,
             reserved=frozenset().union(*others) if wish.shorthand is not None and not pairs else frozenset(),
             known=context.history.known,
         )
@@ -225,7 +261,7 @@ class MigrationTask:
             (Role.SOURCE, {p.source_node for p in pairs}),
             (Role.TARGET, {p.target_node for p in pairs}),
         ):
-            for node in sorted(nodes):
+            for node in sorted(nodes - {""}):  # an end of which nothing is left
                 stream = agents.stream(node)
                 found.append(
                     Participant(
@@ -330,6 +366,10 @@ class MigrationTask:
             self._memory.gone = True
         if self._memory.gone and observed.switchover.exists:
             await self._context.api.release_switchover(self.key)
+        if self._left:
+            self._log.info("what was left is ended", message=planned.sentence)
+            self._context.agents.forget(self.key.uid)
+            return
         await self._publisher.finished(observed, planned, finish, measured)
         self._clockwork.finished(observed, finish)
         if finish.phase is Phase.SUCCEEDED:

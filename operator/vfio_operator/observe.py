@@ -75,10 +75,16 @@ def is_finished(body: Body) -> bool:
     return any(c["type"] == "Finished" and c["status"] == "True" for c in conditions)
 
 
+def body_of_what_is_gone(key: MigrationKey) -> dict[str, Any]:
+    """What stands in for an object that does not exist any more: deleted, and that is all that is known of it."""
+    metadata = {"uid": key.uid, "namespace": key.namespace, "name": key.name, "deletionTimestamp": "unknown"}
+    return {"metadata": metadata, "spec": {}}
+
+
 def is_expired(body: Body, moment: datetime) -> bool:
     """Whether a finished object has been kept for its ttlSecondsAfterFinished; `moment` is aware."""
     ttl = body["spec"].get("ttlSecondsAfterFinished")
-    if ttl is None or body["metadata"].get("deletionTimestamp"):
+    if ttl is None or body["metadata"].get("deletionTimestamp") or not is_finished(body):
         return False
     since = next(
         (c["lastTransitionTime"] for c in body.get("status", {}).get("conditions", ()) if c["type"] == "Finished"),
@@ -89,7 +95,7 @@ def is_expired(body: Body, moment: datetime) -> bool:
 
 def is_outdated(body: Body) -> bool:
     """Whether a finished object's status was made for an older generation of it."""
-    return bool(body.get("status", {}).get("observedGeneration") != body["metadata"].get("generation"))
+    return is_finished(body) and body["status"].get("observedGeneration") != body["metadata"].get("generation")
 
 
 def brought_up_to_date(body: Body) -> dict[str, Any]:

@@ -129,7 +129,8 @@ class Observed:
     inventory_settled: they have had the time to publish what an earlier migration changed.
     generation: metadata.generation of the object that wish was read from.
     inherited: an earlier leader may have commanded what this one knows nothing of.
-    lingered: the forecast has been within the limit for a while. rehearsed: a rehearsal has come to its turning point, durably.
+    lingered: the forecast has been within the limit for a while. rehearsed: a rehearsal has come to its turning point,
+    durably. shows_all: the requester may use every device, so that a message may name any.
     authorized: the pairs that the requester's rights were reviewed for; forbidden: what right was missing.
     reserved: devices that other migrations of this leader have chosen, also if they are not claimed yet.
     """
@@ -154,7 +155,8 @@ class Observed:
     lingered: bool = False
     rehearsed: bool = False
     forbidden: Failure | None = None
-    authorized: tuple[Pair, ...] = ()
+    authorized: tuple[Pair, ...] | None = None
+    shows_all: bool = False
     reserved: frozenset[tuple[str, str]] = frozenset()
     known: Known = Known()
 

@@ -90,7 +90,7 @@ def _names(addresses: Sequence[str]) -> dict[str, str]:
     taken: set[str] = set()
     names = {}
     for address in addresses:
-        base = re.sub("[^a-z0-9]+", "-", address).strip("-")[:58]
+        base = re.sub("[^a-z0-9]+", "-", address).strip("-")[:58].strip("-")
         name, number = base, 1
         while name in taken:
             number += 1
@@ -105,17 +105,18 @@ def _nothing(observed: Observed, wanted: Shorthand) -> Failure:
     why = [f"{d.address}: {'not open' if d.migratable else d.message or 'it cannot migrate'}" for d in there]
     return Failure(
         Reason.NOTHING_TO_MIGRATE,
-        f"spec.source: node {wanted.source_node} has no migratable device in use{_listed(why)}; "
+        f"spec.source: node {wanted.source_node} has no migratable device in use{_listed(observed, why)}; "
         "`kubectl get vfd` lists what there is",
     )
 
 
 def _no_target(observed: Observed, wanted: Shorthand, source: DeviceRecord, count: int) -> Failure:
+    which = f"device {source.address} on node {source.node} ({_described(source)})"
     return Failure(
         Reason.NO_COMPATIBLE_TARGET,
-        f"source device {source.address} on node {source.node} ({_described(source)}) finds no free compatible device "
-        f"on node {wanted.target_node} for a set of {count}{_listed(list(_refused(observed, wanted, source)))}; free "
-        "one, or name pairs in spec.devices",
+        f"source {which if observed.shows_all else f'device on node {source.node}'} finds no free compatible device "
+        f"on node {wanted.target_node} for a set of {count}"
+        f"{_listed(observed, list(_refused(observed, wanted, source)))}; free one, or name pairs in spec.devices",
     )
 
 
@@ -136,7 +137,9 @@ def _described(device: DeviceRecord) -> str:
     return f"{device.driver or 'no driver'} {device.model} {flags or 'no flags'}"
 
 
-def _listed(reasons: Sequence[str]) -> str:
+def _listed(observed: Observed, reasons: Sequence[str]) -> str:
+    if not observed.shows_all:
+        return " (which devices there are is told to who may use them all)"
     if not reasons:
         return " (it has none at all)"
     more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""

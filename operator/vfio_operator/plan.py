@@ -27,6 +27,7 @@ _MAY_CHANGE = (
     Reason.DEVICE_NOT_MIGRATABLE,
     Reason.NOTHING_TO_MIGRATE,
     Reason.NO_COMPATIBLE_TARGET,
+    Reason.DEVICE_CLAIMED,
 )
 
 
@@ -64,6 +65,8 @@ def _validate(observed: Observed) -> Plan | None:
         return Plan("Authorize", Phase.PENDING, (Authorize(named),), "asking what the requester may use")
     if named and observed.forbidden is not None:
         return _refused(named, observed.forbidden)
+    if observed.authorized is None and not observed.wish.unsupported:
+        return Plan("Authorize", Phase.PENDING, (Authorize(()),), "asking what the requester may use")
     found = resolve(observed)
     refused = found.failure
     if refused is not None and _premature(observed, refused):
@@ -72,7 +75,8 @@ def _validate(observed: Observed) -> Plan | None:
         return Plan("Authorize", Phase.PENDING, (Authorize(found.pairs),), "asking what the requester may use")
     refused = refused or observed.forbidden
     if refused is not None:
-        return _refused(found.pairs, refused, *found.failures[1:])
+        # what a shorthand stands for is not told to who may not use it
+        return _refused(found.pairs if found.failure or named else (), refused, *found.failures[1:])
     if observed.wish.mode is Mode.PLAN:
         sentence = f"{len(found.pairs)} pairs can migrate; forecast downtime {planned(observed, found.pairs)}"
         return Plan("Planned", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence, pairs=found.pairs)
@@ -175,7 +179,8 @@ def _give_up(observed: Observed) -> Plan:
     if not rolls_back(observed) and all_reached(Role.TARGET, Goal.RUNNING)(observed):
         sentence = "every device runs at its target; what could not be released is released later"
         return Plan("GiveUp", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence)
-    lost = Reason.ROLLBACK_INCOMPLETE if rolls_back(observed) else Reason.TARGET_LOST_AFTER_COMMIT
+    committed = observed.switchover.decision is Outcome.COMMIT
+    lost = Reason.TARGET_LOST_AFTER_COMMIT if committed else Reason.ROLLBACK_INCOMPLETE
     cause = first_failure(observed)
     if rolls_back(observed) and cause is not None and sources_run(observed):
         # the workload is where it was; what is left of the targets is blanked when their agents answer again

@@ -59,6 +59,10 @@ class Publisher:
         if self._task is not None:
             self._task.cancel()
 
+    def written(self, body: Mapping[str, Any]) -> None:
+        """The status that is there now, whoever wrote it."""
+        self._written = dict(body.get("status", {}))
+
     def close(self) -> None:
         """The object is gone: there is nothing to write to any more."""
         self._closed = True

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.errors import Reason
 from vfio_api.models_migration import Mode
 from vfio_api.models_status import Phase
 from vfio_api.reasons import ConditionReason as C
@@ -15,6 +16,7 @@ from vfio_operator.observed import Observed, has_reached
 
 Json = dict[str, Any]
 MAX_FEASIBILITY_MESSAGE = 256
+UNCHECKED = (Reason.FORBIDDEN_DEVICE, Reason.REQUESTER_UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,19 @@ class StepTiming:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the migration's task has measured so far."""
+    """What the migration's task has measured so far. earlier: the forecast's total as an earlier leader wrote it."""
 
     timings: tuple[StepTiming, ...] = ()
     downtime_microseconds: int | None = None
     forecast: Forecast | None = None
     decision_by: str = ""
     decision_time: str = ""
+    earlier: int | None = None
+
+    @property
+    def predicted(self) -> int | None:
+        """The newest forecast's total in microseconds."""
+        return self.forecast.total if self.forecast is not None else self.earlier
 
 
 def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: Json) -> Json:
@@ -69,9 +77,9 @@ def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: 
         }
     if measured.downtime_microseconds is not None:
         status["downtimeMicroseconds"] = measured.downtime_microseconds
-    expected = planned(observed, plan.pairs) if plan.step == "Planned" else measured.forecast
-    if expected is not None:
-        status["predictedDowntimeMicroseconds"] = expected.total
+    predicted = planned(observed, plan.pairs).total if plan.step == "Planned" else measured.predicted
+    if predicted is not None:
+        status["predictedDowntimeMicroseconds"] = predicted
     if finish and observed.wish.mode is Mode.PLAN:
         status["feasibility"] = _feasibility(plan)
     return status
@@ -79,6 +87,8 @@ def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: 
 
 def _feasibility(plan: Plan) -> list[Json]:
     """Each pair and what speaks against it, if anything does: the first reason."""
+    if plan.findings and plan.findings[0].reason in UNCHECKED:
+        return []  # whoever may not use the devices is not told of them
     against: dict[str, Failure] = {}
     for failure in plan.findings:
         against.setdefault(failure.device, failure)
@@ -101,8 +111,7 @@ def _conditions(
     for kind, (value, reason, message) in _facts(observed, plan, measured, finish).items():
         was = old.get(kind, {})
         # what once was true stays so when the session that showed it is gone
-        kept = kind not in ("Finished", "Succeeded") and reason != C.REHEARSED
-        if value == "False" and was.get("status") == "True" and kept:
+        if value == "False" and was.get("status") == "True" and _kept(observed, kind):
             value, reason, message = "True", was["reason"], was["message"]
         same = was.get("status") == value
         made.append(
@@ -116,6 +125,13 @@ def _conditions(
             }
         )
     return made
+
+
+def _kept(observed: Observed, kind: str) -> bool:
+    """Whether a condition that was True stays so; a forecast may rise again until the switchover begins."""
+    if kind == "Converged":
+        return observed.switchover.exists
+    return kind not in ("Finished", "Succeeded")
 
 
 def _facts(
@@ -167,8 +183,8 @@ def _converged(observed: Observed, plan: Plan, measured: Measured, *, committed:
     told = f"the forecast is {measured.forecast}; downtimeLimitMilliseconds is {limit}" if measured.forecast else ""
     holds = committed or within_limit(observed)
     if observed.rehearsed:
-        within = measured.forecast is not None and measured.forecast.total <= limit * 1000
-        return str(within), C.REHEARSED, told
+        within = measured.predicted is not None and measured.predicted <= limit * 1000
+        return str(within), C.REHEARSED, told or f"the forecast was {_milliseconds(measured.predicted)}"
     if holds:
         return "True", C.WITHIN_LIMIT, told
     if plan.step == "Converge":
@@ -234,12 +250,16 @@ def _copying(device: DeviceReport) -> bool:
     return device.state is DeviceState.PRE_COPY and MigrationFlags.PRE_COPY in device.flags and device.drained
 
 
+def _milliseconds(microseconds: int | None) -> str:
+    return "unknown" if microseconds is None else f"{microseconds / 1000:.0f} ms"
+
+
 def closing(observed: Observed, plan: Plan, measured: Measured) -> str:
     """The plan's sentence; when a migration has ended, with the figure that it was about."""
     if plan.phase is not Phase.SUCCEEDED:
         return plan.sentence
-    if observed.wish.mode is Mode.REHEARSE and measured.forecast is not None:
-        return f"{plan.sentence}; forecast downtime {measured.forecast}"
+    if observed.wish.mode is Mode.REHEARSE and measured.predicted is not None:
+        return f"{plan.sentence}; forecast downtime {measured.forecast or _milliseconds(measured.predicted)}"
     if measured.downtime_microseconds is not None:
         return f"{plan.sentence}; downtime {measured.downtime_microseconds / 1000:.1f} ms"
     return plan.sentence

@@ -24,11 +24,12 @@ from vfio_operator.actions import (
     Step,
     Unclaim,
 )
-from vfio_operator.forecast import converged, not_acknowledged
+from vfio_operator.forecast import converged, not_acknowledged, within_limit
 from vfio_operator.observed import Observed, Participant, has_reached
 
 PREPARE_SECONDS = 60.0
 RELEASE_SECONDS = 30.0
+API_SECONDS = 600.0  # the API server may be away for a while: nothing is down for it
 
 
 def all_reached(role: Role, goal: Goal) -> Callable[[Observed], bool]:
@@ -37,7 +38,7 @@ def all_reached(role: Role, goal: Goal) -> Callable[[Observed], bool]:
     def done(observed: Observed) -> bool:
         side = observed.side(role)
         passed = _may_be_missing(observed, role)
-        return bool(side) and all(has_reached(p, goal) or (passed and (_gone(p) or _absent(p))) for p in side)
+        return bool(side) and all(has_reached(p, goal) or (passed and (is_released(p) or _absent(p))) for p in side)
 
     return done
 
@@ -47,7 +48,7 @@ def _tell(role: Role, goal: Goal) -> Callable[[Observed], tuple[Action, ...]]:
         return tuple(
             Send(p.node, role, goal, observed.switchover.decision)
             for p in observed.side(role)
-            if not has_reached(p, goal) and not _gone(p) and not (_absent(p) and _perhaps_passed(observed, role))
+            if not has_reached(p, goal) and not is_released(p) and not (_absent(p) and _perhaps_passed(observed, role))
         )
 
     return actions
@@ -58,7 +59,7 @@ def _tell_touched(role: Role, goal: Goal) -> Callable[[Observed], tuple[Action, 
         return tuple(
             Send(p.node, role, goal, observed.switchover.decision)
             for p in observed.side(role)
-            if _may_hold(observed, p) and not has_reached(p, goal) and not _gone(p)
+            if _may_hold(observed, p) and not has_reached(p, goal) and not is_released(p)
         )
 
     return actions
@@ -66,7 +67,7 @@ def _tell_touched(role: Role, goal: Goal) -> Callable[[Observed], tuple[Action, 
 
 def _all_touched(role: Role, goal: Goal) -> Callable[[Observed], bool]:
     def done(observed: Observed) -> bool:
-        return all(has_reached(p, goal) or _gone(p) for p in observed.side(role) if _may_hold(observed, p))
+        return all(has_reached(p, goal) or is_released(p) for p in observed.side(role) if _may_hold(observed, p))
 
     return done
 
@@ -76,7 +77,7 @@ def sources_run(observed: Observed) -> bool:
     return bool(observed.side(Role.SOURCE)) and _all_touched(Role.SOURCE, Goal.RUNNING)(observed)
 
 
-def _gone(participant: Participant) -> bool:
+def is_released(participant: Participant) -> bool:
     """Released already: what it says now is only that."""
     return participant.report is not None and participant.report.reached is Goal.RELEASED
 
@@ -94,7 +95,7 @@ def _may_be_missing(observed: Observed, role: Role) -> bool:
     """
     if observed.switchover.decision is not Outcome.COMMIT:
         return False
-    return role is Role.SOURCE or all(_gone(p) or _absent(p) for p in observed.side(Role.SOURCE))
+    return role is Role.SOURCE or all(is_released(p) or _absent(p) for p in observed.side(Role.SOURCE))
 
 
 def _perhaps_passed(observed: Observed, role: Role) -> bool:
@@ -104,7 +105,7 @@ def _perhaps_passed(observed: Observed, role: Role) -> bool:
     """
     if observed.switchover.decision is not Outcome.COMMIT:
         return False
-    there = any(p.report is not None and not _gone(p) for p in observed.side(Role.SOURCE))
+    there = any(p.report is not None and not is_released(p) for p in observed.side(Role.SOURCE))
     return role is Role.SOURCE or not there
 
 
@@ -150,8 +151,9 @@ def _converged(observed: Observed) -> bool:
         return False  # what an absent agent said last must not stop the others' devices
     if observed.rehearsed or converged(observed):
         return True
-    late = observed.converge_expired and observed.wish.strategy.switch_over_on_timeout
-    return late and not not_acknowledged(observed)
+    if not observed.converge_expired or not_acknowledged(observed):
+        return False
+    return observed.wish.strategy.switch_over_on_timeout or within_limit(observed)
 
 
 def claimed_devices(observed: Observed) -> tuple[tuple[str, str], ...]:
@@ -168,6 +170,10 @@ def _prepare_seconds(_observed: Observed) -> float:
     return PREPARE_SECONDS
 
 
+def _api_seconds(_observed: Observed) -> float:
+    return API_SECONDS
+
+
 def _switchover_seconds(observed: Observed) -> float:
     return float(observed.wish.strategy.switchover_timeout_seconds)
 
@@ -180,7 +186,7 @@ FORWARD: tuple[Step, ...] = (
         "PersistPairs",
         _P.PENDING,
         lambda o: bool(o.pairs),
-        lambda o: (PersistPairs(o.authorized),),
+        lambda o: (PersistPairs(o.authorized or ()),),
         "validated",
     ),
     Step(
@@ -189,6 +195,7 @@ FORWARD: tuple[Step, ...] = (
         _all_claimed,
         lambda o: (Claim(claimed_devices(o)),),
         "reserving {pairs} device pairs",
+        _api_seconds,
     ),
     Step(
         "PrepareSources",
@@ -221,6 +228,7 @@ FORWARD: tuple[Step, ...] = (
         lambda o: o.switchover.exists,
         lambda _o: (CreateSwitchover(),),
         "recording the switchover",
+        _api_seconds,
     ),
     Step(
         "BarrierA",

@@ -208,6 +208,25 @@ def test_a_finished_migration_goes_when_its_time_is_over_and_is_kept_current_unt
     world.stack.wait_until(lambda: "kept" not in world.stack.kubectl("get", "vfm"), "it is deleted")
 
 
+def test_a_copied_manifest_with_the_label_of_finished_ones_is_looked_after_all_the_same(world: World) -> None:
+    """As `kubectl get -o yaml`, edited and created again, or a restored backup has it."""
+    made = migration("copied", [("gpu0", "node-a", "nowhere", "node-b", "sim0")])
+    made["metadata"]["labels"] = {"vfiomigration.io/finished": "true"}
+    found = world.run(made)
+    assert condition(found, "Succeeded")["reason"] == "UnknownDevice"
+
+
+def test_the_label_of_finished_ones_on_one_that_is_under_way_changes_nothing(world: World) -> None:
+    with world.workload("node-a", ["sim0"]):
+        world.apply(migration("labelled", pairs(["sim0"]), **SLOW))
+        in_pre_copy(world, "labelled")
+        world.stack.kubectl("label", "vfm", "labelled", "vfiomigration.io/finished=true")
+        found = world.finished("labelled", 90)
+        assert found["status"]["phase"] == "Succeeded", found["status"]["message"]
+        assert "finalizers" not in found["metadata"]
+        assert world.marks("node-b", ["sim0"]) == [mark("sim0")]
+
+
 STEPS = ["Claim", "PrepareSources", "PrepareTargets", "PreCopy", "Converge", "BarrierB", "BarrierD"]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.world import SETS, World, mark, migration, pairs
 from devtools.processes import Child
+from vfio_api.device import DeviceState as S
 
 WRITES = {"create", "update", "patch", "delete", "deletecollection"}
 
@@ -64,3 +65,52 @@ def test_a_standby_writes_nothing_and_takes_over_in_mid_migration(
         assert world.marks("node-a", SETS) == [mark(address) for address in SETS]
         lease = world.stack.get("lease", "vfio-operator", "-n", "vfio-migration")
         assert int(lease["metadata"]["annotations"]["vfiomigration.io/epoch"]) >= 2
+
+
+@pytest.mark.parametrize("moment", ["PreCopy", "Switchover"])
+def test_what_vanished_while_nobody_led_is_ended_by_the_next_leader(world: World, moment: str) -> None:
+    """Leader killed, then the object is deleted with its finalizer stripped: only sessions and claims are left.
+
+    The sources lie on two nodes, so that going back needs the barrier between them.
+    """
+    name = f"vanished-{moment.lower()}"
+    crossed = [
+        *pairs(["sim0", "sim1"]),
+        ("gpu2", "node-b", "sim2", "node-a", "sim2"),
+        ("gpu3", "node-b", "sim3", "node-a", "sim3"),
+    ]
+    with world.workload("node-a", ["sim0", "sim1"]):
+        world.open(world.stack.nodes["node-b"], ["sim2", "sim3"])
+        strategy = {"bandwidthLimitBytesPerSecond": 2 << 20} if moment == "PreCopy" else {}
+        if moment == "Switchover":
+            arc = (S.PRE_COPY_P2P, S.STOP_COPY)
+            world.control("node-b").fault("sim3", "arc", arc=arc, delay_us=2_000_000)
+        since = len(world.stack.nodes["node-a"].arcs())
+        world.apply(migration(name, crossed, strategy=strategy))
+        if moment == "PreCopy":
+            world.stack.wait_until(
+                lambda: world.stack.get("vfm", name).get("status", {}).get("phase") == "PreCopy", "pre-copy"
+            )
+        else:
+            world.stack.wait_until(lambda: "STOP_COPY" in world.states("node-a", ["sim0", "sim1"]), "stopped")
+        world.operator.kill()
+        world.stack.kubectl("delete", "vfm", name, "--wait=false")
+        world.stack.kubectl("patch", "vfm", name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        world.operator = world.stack.start_operator(f"operator-{moment.lower()}")
+        world.operator.wait_for('"event": "leading"', 60)
+        world.stack.wait_until(
+            lambda: all("claimRef" not in d["spec"] for d in world.stack.get("vfd")["items"]), "claims are freed", 90
+        )
+        assert world.states("node-a", ["sim0", "sim1"]) == ["RUNNING"] * 2
+        assert world.states("node-b", ["sim2", "sim3"]) == ["RUNNING"] * 2
+        assert world.marks("node-a", ["sim0", "sim1"]) == [mark("sim0"), mark("sim1")]
+        assert world.marks("node-b", ["sim2", "sim3"]) == [mark("sim2"), mark("sim3")]
+        world.published("node-b", {"sim0": "", "sim1": ""})
+        world.published("node-a", {"sim2": "", "sim3": ""})
+        world.stack.wait_until(
+            lambda: name not in [s["spec"]["migrationName"] for s in world.stack.get("vfioswitchovers")["items"]],
+            "the VFIOSwitchover is let go",
+        )
+        arcs = [a for a in world.stack.nodes["node-a"].arcs()[since:] if a["event"] == "arc" and a["device"] == "sim0"]
+        if moment == "Switchover":
+            assert [a["to"] for a in arcs][-2:] == ["RUNNING_P2P", "RUNNING"]

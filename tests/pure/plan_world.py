@@ -290,7 +290,7 @@ class Leader:
     sequence: int = 0
     failure: Failure | None = None
     exhausted: bool = False
-    authorized: tuple[Pair, ...] = ()
+    authorized: tuple[Pair, ...] | None = None
     streams: dict[str, int] = field(default_factory=dict)
     reports: dict[tuple[str, Role], SessionReport] = field(default_factory=dict)
     sent: dict[tuple[str, Role], tuple[Goal, Outcome | None, int, tuple[int, int], int]] = field(default_factory=dict)
@@ -441,6 +441,7 @@ class World:
             failure=leader.failure,
             exhausted=leader.exhausted,
             settled=len(leader.streams) == len(self.agents),
+            inherited=leader.epoch > 1 and bool(etcd.pairs),
             authorized=leader.authorized,
             rehearsed=etcd.rehearsed,
         )

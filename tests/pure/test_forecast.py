@@ -174,6 +174,15 @@ def test_the_limit_is_kept_with_the_initial_bytes_loaded_and_the_forecast_within
     )
 
 
+def test_a_size_that_a_device_does_not_tell_is_not_taken_for_nothing() -> None:
+    whole = observed(size=0, size_unknown=True)
+    assert not within_limit(whole)
+    assert not converged(replace(whole, lingered=True))
+    assert str(forecast(whole)).startswith("unknown, as a device does not tell the size of its state, but at least ")
+    unpublished = planned(replace(observed(size=0), pairs=(), participants=()), TWO)
+    assert not unpublished.sized
+
+
 def test_it_copies_on_within_the_limit_for_as_long_as_that_makes_the_downtime_shorter() -> None:
     """100 ms of transfer keep a limit of 300 ms; a little later it will be next to nothing."""
     large, small = observed(), observed(size=MB // 2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vfio_api.device import MigrationFlags
 from vfio_api.errors import Reason
-from vfio_api.types import MigrationKey
+from vfio_api.types import Failure, MigrationKey
 from vfio_operator.observed import DeviceRecord, Observed, Shorthand, Wish
 from vfio_operator.pairing import kind, pair_up
 from vfio_operator.plan import plan
@@ -33,7 +33,7 @@ def world(*records: DeviceRecord, **changes: Any) -> Observed:
         nodes=frozenset("ab"),
         connected=frozenset("ab"),
         inventory=MappingProxyType({(r.node, r.address): r for r in records}),
-        **changes,
+        **{"shows_all": True, "authorized": ()} | changes,
     )
 
 
@@ -138,6 +138,29 @@ def test_a_full_assignment_is_found_if_there_is_one_whatever_the_order_of_the_in
             assert kind(at["a", pair.source_device]) == kind(at["b", pair.target_device])
 
 
+def test_who_may_not_use_all_devices_is_not_told_which_there_are() -> None:
+    taken = record("b", "claimed", claim_uid="other", claim_name="secret/other")
+    observed = world(record("a", "x"), taken, shows_all=False)
+    assert refused(observed) == (
+        "NoCompatibleTarget: source device on node a finds no free compatible device on node b for a set of 1 (which "
+        "devices there are is told to who may use them all); free one, or name pairs in spec.devices"
+    )
+    idle = replace(record("a", "x"), holder="")
+    assert (
+        "x" not in refused(world(idle, record("b", "z"), shows_all=False)).partition("(")[2].partition(")")[0].split()
+    )
+    denied = Failure(Reason.FORBIDDEN_DEVICE, "no", "x")
+    allowed = world(record("a", "x"), record("b", "y"))
+    planned = plan(replace(allowed, authorized=resolve(allowed).pairs, forbidden=denied))
+    assert (planned.step, planned.pairs, planned.findings) == ("Refused", (), (denied,))
+
+
+def test_a_long_address_makes_a_label_all_the_same() -> None:
+    address = "a" * 57 + ".b"
+    found, _ = pair_up(world(record("a", address), record("b", address)), WANTED)
+    assert found[0].name == "a" * 57
+
+
 def test_what_the_shorthand_stands_for_is_checked_like_named_pairs() -> None:
     no_p2p = ALL & ~MigrationFlags.P2P
     records = [record(node, f"x{n}", flags=no_p2p) for node, n in itertools.product("ab", range(2))]
@@ -154,8 +177,9 @@ def test_nodes_of_the_shorthand_are_named_in_the_refusal() -> None:
 
 def test_rights_are_asked_for_the_pairs_that_will_be_persisted() -> None:
     observed = world(record("a", "x"), record("b", "y"))
-    asked = plan(observed)
-    assert asked.step == "Authorize"
+    asked = plan(replace(observed, authorized=None))
+    assert (asked.step, asked.actions[0].pairs) == ("Authorize", ())  # type: ignore[union-attr]
+    assert plan(observed).step == "Authorize"
     found = resolve(observed).pairs
     allowed = replace(observed, authorized=found, has_finalizer=True)
     assert plan(allowed).step == "PersistPairs"

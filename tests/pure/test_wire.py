@@ -53,6 +53,7 @@ commands = st.builds(
         pre_copy=st.booleans(),
         bandwidth_limit_bytes_per_second=u64,
         switchover_timeout_milliseconds=u32,
+        switchover_ack=st.booleans(),
     ),
     peers=st.lists(st.builds(Peer, text, text, st.binary(max_size=20)), max_size=3).map(tuple),
 )
@@ -69,6 +70,7 @@ devices = st.builds(
     bytes_per_second=u64,
     initial_acknowledged=st.booleans(),
     drained=st.booleans(),
+    size_unknown=st.booleans(),
 )
 reports = st.builds(
     SessionReport,
@@ -113,6 +115,14 @@ def test_a_report_comes_back_as_it_was(report: SessionReport) -> None:
 def test_a_hello_comes_back_as_it_was(hello: AgentHello) -> None:
     raw = wire.hello_to_wire(hello).SerializeToString()
     assert wire.hello_from_wire(pb.Hello.FromString(raw)) == hello
+
+
+def test_who_says_nothing_of_acknowledgements_wants_them() -> None:
+    """An operator of before the field must not have its devices stopped without."""
+    message = pb.Command(role="Source", goal="Prepared", spec=pb.SessionSpec(pre_copy=True))
+    spec = wire.command_from_wire(message).spec
+    assert spec is not None
+    assert spec.switchover_ack
 
 
 # --- bounds
