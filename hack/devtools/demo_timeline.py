@@ -9,6 +9,8 @@ from typing import Any
 DOWN_STEPS = ("BarrierA", "BarrierB", "Vote", "Decide", "BarrierC", "BarrierD")
 AGENT = "Agent/"
 WORDS = {
+    "Authorize": "ask for rights",
+    "AwaitInventory": "await inventory",
     "AddFinalizer": "accept",
     "PersistPairs": "plan",
     "Claim": "claim devices",

@@ -237,7 +237,9 @@ def _progress(observed: Observed, phase: Phase) -> Json:
     sources = reports(observed, Role.SOURCE)
     sent = sum(d.transferred_bytes for d in sources.values())
     left = sum(d.initial_bytes + d.dirty_bytes if _copying(d) else d.stop_copy_bytes for d in sources.values())
-    rate = sum(d.bytes_per_second for d in sources.values())
+    # what the streams of a node carry together; what each carried while it was busy adds up to more
+    rate = sum(p.report.link_bytes_per_second for p in observed.side(Role.SOURCE) if p.report is not None)
+    rate = rate or sum(d.bytes_per_second for d in sources.values())
     percent = min(99, 100 * sent // (sent + left)) if sent + left else 0
     percent = 100 if phase is Phase.SUCCEEDED else percent
     progress = {"percent": percent, "bytes": sent, "bytesPerSecond": rate}
