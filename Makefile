@@ -21,8 +21,8 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-demo: $(STAMP) ## migrate four simulated devices between two nodes; KERNEL=1: two mtty devices between two guests
-	@$(BIN)/python hack/demo.py $(if $(filter 1,$(KERNEL)),--kernel)
+demo: $(STAMP) ## migrate four simulated devices between two nodes; KERNEL=1: two mtty devices between two guests; KEEP=1: leave it running
+	@$(BIN)/python hack/demo.py $(if $(filter 1,$(KERNEL)),--kernel) $(if $(filter 1,$(KEEP)),--keep)
 
 test: lint $(STAMP) ## everything: lint, pure, fakes, loopback, cluster, kernel
 	@$(BIN)/pytest tests/pure tests/fakes tests/loopback tests/cluster $(if $(filter 0,$(KERNEL)),,tests/kernel)

@@ -149,8 +149,8 @@ class MigrationStatus(Model):
     timings: Annotated[tuple[StepTiming, ...], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] = ()
     """How long each step took, in the order in which they happened."""
     downtime_microseconds: Count | None = None
-    """How long the workload was down, in microseconds: from its pause until it was resumed, measured on one
-    clock."""
+    """How long the workload was down, in microseconds, on the operator's clock: from its pause, or the command to leave
+    RUNNING, until the last target device was reported RUNNING and it was resumed."""
     predicted_downtime_microseconds: Count | None = None
     """The latest forecast of the downtime, in microseconds."""
     progress: Progress | None = None

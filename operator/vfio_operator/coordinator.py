@@ -1,6 +1,7 @@
 """Which migrations have a task: every active one, on the leader only. Fed by kopf's events and index."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
@@ -8,12 +9,13 @@ from typing import Any
 
 import structlog
 
+from vfio_api.errors import Reason
 from vfio_api.types import MigrationKey
 from vfio_operator import observe
 from vfio_operator.channel import Agents
 from vfio_operator.history import History
 from vfio_operator.janitor import Janitor
-from vfio_operator.kube import OperatorApi
+from vfio_operator.kube import API_ERRORS, OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.migration import Context, MigrationTask, ends_of
@@ -22,6 +24,7 @@ from vfio_operator.sweeper import Sweeper
 
 log = structlog.get_logger()
 SETTLE_SECONDS = 10.0
+FIRST_RESTART_SECONDS, LAST_RESTART_SECONDS = 5.0, 300.0
 
 
 class Coordinator:
@@ -37,6 +40,8 @@ class Coordinator:
         self._tasks: dict[str, tuple[MigrationTask, asyncio.Task[None]]] = {}
         self._context: Context | None = None
         self._background: list[asyncio.Task[None]] = []
+        self._crashes: dict[str, int] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     def device(self, body: Mapping[str, Any], *, deleted: bool) -> None:
         """A VFIODevice was seen."""
@@ -113,6 +118,8 @@ class Coordinator:
     def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
         migration, _ = self._tasks.pop(uid)
         migration.stop()
+        if task.cancelled() or task.exception() is None:
+            self._crashes.pop(uid, None)
         if self._context is not None:
             self._context.reserved.pop(uid, None)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -121,7 +128,22 @@ class Coordinator:
                 migration=str(migration.key),
                 exc_info=error,
             )
-            asyncio.get_running_loop().call_later(5.0, self._restart, uid)
+            self._crashed(migration, error)
+
+    def _crashed(self, migration: MigrationTask, error: BaseException) -> None:
+        """Try again, ever more slowly, and say so: a migration half-way cannot be ended by what does not work."""
+        uid = migration.key.uid
+        crashes = self._crashes[uid] = self._crashes.get(uid, 0) + 1
+        seconds = min(FIRST_RESTART_SECONDS * 2 ** (crashes - 1), LAST_RESTART_SECONDS)
+        asyncio.get_running_loop().call_later(seconds, self._restart, uid)
+        message = f"the operator fails at this migration: {error!r}; it tries again in {seconds:g} s; see its log"
+        telling = asyncio.create_task(self._tell(migration, message))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+
+    async def _tell(self, migration: MigrationTask, message: str) -> None:
+        with contextlib.suppress(*API_ERRORS):  # an Event is a courtesy
+            await self._api.event(migration.key, Reason.INTERNAL_ERROR, message, warning=True)
 
     def _restart(self, uid: str) -> None:
         if uid in self._bodies and uid not in self._tasks:
