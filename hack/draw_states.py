@@ -66,7 +66,7 @@ def render() -> str:
         flags_table(),
         "## A migration, forward\n\nThe first step that is not done is where a migration is.\n",
         ladder(FORWARD),
-        "## A migration, back\n\nTaken when something fails or is cancelled before the decision, or when the decision is Abort.\n",
+        "## A migration, back\n\nTaken when something fails or is cancelled, or when the decision is Abort.\n",
         ladder(ROLLBACK),
         "## A rehearsal\n\nAs forward, up to where the switchover would begin; then back. No device is quiesced.\n",
         ladder(REHEARSAL[-1:] + REHEARSAL_BACK),

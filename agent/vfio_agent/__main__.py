@@ -84,11 +84,8 @@ async def run(settings: AgentSettings) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(link.run()),
-                    group.create_task(inventory.run(settings.inventory_seconds)),
-                    group.create_task(broker.run()),
-                ]
+                parts = (link.run(), inventory.run(settings.inventory_seconds), broker.run())
+                tasks = [group.create_task(part) for part in parts]
                 await stop.wait()
                 for task in tasks:
                     task.cancel()

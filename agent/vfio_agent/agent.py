@@ -229,7 +229,7 @@ class Agent:
 
 def _pressing(session: Session) -> tuple[object, ...]:
     """What of a session the operator must hear at once when it changes."""
-    return session.reached, session.failure, session.facts.backward
+    return session.reached, session.failure, session.facts.backward, session.side.acknowledgements()
 
 
 def _released(command: Command) -> SessionReport:

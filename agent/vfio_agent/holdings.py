@@ -43,7 +43,10 @@ class Holdings:
         self._opening = threading.Lock()  # a device is open exclusively: probing and opening take turns
 
     def restore(self) -> None:
-        """Take back from the keeper what an earlier agent of this boot held. Raises KeeperError."""
+        """Take back from the keeper what an earlier agent of this boot held, but for what is dead.
+
+        Raises KeeperError.
+        """
         for address in self._keeper.held():
             meta, fds = self._keeper.take(address)
             backend = self._backends.get(str(meta.get("backend")))
@@ -52,16 +55,14 @@ class Holdings:
                 for fd in fds:
                     os.close(fd)
                 continue
-            device = backend.adopt(address, fds)
+            try:
+                device, flags = _adopt(backend, address, fds)
+            except OSError as error:
+                # the keeper goes on holding it: whoever had state in it decides, not a device that does not answer
+                log.error("held device is lost: it answers nothing", device=address, error=str(error), **meta)
+                continue
             with self._lock:
-                self._held[address] = Held(
-                    address,
-                    backend.name,
-                    meta["incarnation"],
-                    meta["holder"],
-                    device,
-                    device.flags(),
-                )
+                self._held[address] = Held(address, backend.name, meta["incarnation"], meta["holder"], device, flags)
             log.info("device taken back from the keeper", device=address, holder=meta["holder"])
 
     def all(self) -> dict[str, Held]:
@@ -139,17 +140,17 @@ class Holdings:
         return held.flags if held is not None else None
 
     def release(self, address: str) -> None:
-        """Close the device at the keeper and here. Nothing happens if it is not held.
+        """Close the device at the keeper and here. Nothing happens if neither holds it.
 
         Raises KeeperError if the keeper goes on holding it: the next agent would take it for live.
         """
-        if self.get(address) is None:
-            return
         if address in self._keeper.held():
             self._keeper.drop(address)
         with self._lock:
-            held = self._held.pop(address)
-        held.device.close()
+            held = self._held.pop(address, None)
+        if held is not None:
+            with held.lock:  # an fd must not be closed, and its number be another's, while it is being asked
+                held.device.close()
 
     def _backend_of(self, address: str) -> Backend:
         for backend in self._backends.values():
@@ -160,6 +161,21 @@ class Holdings:
             reason=Reason.UNKNOWN_DEVICE,
             device=address,
         )
+
+
+def _adopt(backend: Backend, address: str, fds: list[int]) -> tuple[Device, MigrationFlags]:
+    """The device and its flags. Raises OSError if it does not answer; its fds are closed then."""
+    try:
+        device = backend.adopt(address, fds)
+    except OSError:
+        for fd in fds:
+            os.close(fd)
+        raise
+    try:
+        return device, device.flags()
+    except OSError:
+        device.close()
+        raise
 
 
 def _meta(held: Held) -> dict[str, str]:

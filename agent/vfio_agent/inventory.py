@@ -5,6 +5,7 @@ function, which a free one does not mind).
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from vfio_api.models import device_object_name
 
 log = structlog.get_logger()
 Status = dict[str, Any]
+AGAIN_SECONDS = 1.0
 
 
 class Inventory:
@@ -36,6 +38,8 @@ class Inventory:
         self._api, self._metrics = api, metrics
         self._flags: dict[str, MigrationFlags | None] = {}
         self._published: dict[str, Status] = {}
+        self._answers: dict[str, tuple[str, Status]] = {}  # incarnation, and what it said when it was asked last
+        self._busy = False  # a device could not be asked this time
         self._wake = asyncio.Event()
 
     def changed(self) -> None:
@@ -51,7 +55,7 @@ class Inventory:
             except API_ERRORS as error:
                 log.warning("inventory not published", error=str(error).partition("\n")[0])
             try:
-                async with asyncio.timeout(every):
+                async with asyncio.timeout(min(every, AGAIN_SECONDS) if self._busy else every):
                     await self._wake.wait()
             except TimeoutError:
                 continue
@@ -68,11 +72,15 @@ class Inventory:
             log.info("device published", device=address, **{k: status[k] for k in ("driver", "holder")})
 
     def _look(self) -> dict[str, tuple[str, Status]]:
-        """Every device of this node: address -> (backend, status). Blocking."""
+        """Every device of this node that can be looked at: address -> (backend, status). Blocking."""
         found = {}
+        self._busy = False
         for backend in self._backends.values():
             for info in backend.list():
-                found[info.address] = (backend.name.capitalize(), self._status(backend, info))
+                try:
+                    found[info.address] = (backend.name.capitalize(), self._status(backend, info))
+                except Exception:  # whatever one device does must not hide the others, nor end the agent
+                    log.exception("device cannot be looked at", device=info.address)
         return found
 
     def _status(self, backend: Backend, info: DeviceInfo) -> Status:
@@ -80,14 +88,7 @@ class Inventory:
         status: Status = {"driver": info.driver, "model": info.model, "holder": "", "incarnation": ""}
         if held is not None:
             self._flags[info.address] = held.flags
-            status |= {
-                "holder": held.holder,
-                "incarnation": held.incarnation,
-                "state": read_state(held).name,
-            }
-            size = _stop_copy_bytes(held)
-            if size is not None:
-                status["stopCopyBytes"] = size
+            status |= {"holder": held.holder, "incarnation": held.incarnation, **self._ask(held)}
         elif info.opener:
             status["holder"] = info.opener
         elif info.address not in self._flags:
@@ -100,17 +101,30 @@ class Inventory:
             "message": _message(flags, held is not None or not info.opener),
         }
 
+    def _ask(self, held: Held) -> Status:
+        """State and size of a held device; what it said last while an arc is under way, which is not held up for it."""
+        if held.lock.acquire(blocking=False):
+            try:
+                now = self._holdings.get(held.address)
+                # it may have been closed meanwhile, which is no error of the device
+                if now is not None and now.incarnation == held.incarnation:
+                    self._answers[held.address] = held.incarnation, _answer(held)
+            finally:
+                held.lock.release()
+        else:
+            self._busy = True
+        incarnation, answer = self._answers.get(held.address, ("", {}))
+        return answer if incarnation == held.incarnation else {}
 
-def _stop_copy_bytes(held: Held) -> int | None:
-    """What the device would give if it were stopped now, to two digits; None if it is busy or does not tell."""
-    if not held.lock.acquire(blocking=False):
-        return None  # an arc is under way: it is not held up for this
-    try:
-        return two_digits(held.device.data_size()) if held.device.state() is DeviceState.RUNNING else None
-    except OSError:
-        return None
-    finally:
-        held.lock.release()
+
+def _answer(held: Held) -> Status:
+    """The device's state, and if it runs what it would give if it were stopped now; without that if it does not say."""
+    state = read_state(held)
+    answer: Status = {"state": state.name}
+    if state is DeviceState.RUNNING:
+        with contextlib.suppress(OSError):
+            answer["stopCopyBytes"] = two_digits(held.device.data_size())
+    return answer
 
 
 def two_digits(number: int) -> int:

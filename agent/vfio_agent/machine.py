@@ -50,6 +50,7 @@ class Round:
 
 
 SOURCE_FORWARD = (Goal.PREPARED, Goal.PRE_COPY, Goal.QUIESCED, Goal.STOP_COPY)
+BARRIER_B = "barrier_b"
 ROLLBACK = (Goal.RUNNING_P2P, Goal.RUNNING)
 
 _QUIESCENT_TWIN = {
@@ -114,7 +115,7 @@ WAYPOINTS: Mapping[tuple[Role, Goal], tuple[tuple[str, _Choice], ...]] = {
     (Role.SOURCE, Goal.PREPARED): (),
     (Role.SOURCE, Goal.PRE_COPY): (("pre_copy", _pre_copy),),
     (Role.SOURCE, Goal.QUIESCED): (("barrier_a", _quiesce),),
-    (Role.SOURCE, Goal.STOP_COPY): (("barrier_a", _quiesce), ("barrier_b", _always(DeviceState.STOP_COPY))),
+    (Role.SOURCE, Goal.STOP_COPY): (("barrier_a", _quiesce), (BARRIER_B, _always(DeviceState.STOP_COPY))),
     (Role.SOURCE, Goal.RUNNING_P2P): (("rollback_quiesce", _hush), ("rollback_p2p", _running_p2p)),
     (Role.SOURCE, Goal.RUNNING): (
         ("rollback_quiesce", _hush),
@@ -217,6 +218,8 @@ def _admit_target(facts: SessionFacts, command: Command, decision: Outcome | Non
             raise _refused(command, "no Commit is known", "a loaded target leaves STOP only after Commit")
         if not facts.loaded:
             raise _refused(command, "the target has not loaded and validated every device", "wait for its vote")
+    if command.goal is Goal.LOADED:
+        raise _refused(command, "the vote is the target's own word", "wait for it")
     if command.goal is Goal.PREPARED and facts.loaded:
         raise _refused(command, "the target has voted", "its state is not to be overwritten")
     voted = facts.loaded and not facts.started

@@ -4,6 +4,7 @@ import os
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vfio_agent.datatls import check_pin, cut
@@ -23,6 +24,8 @@ from vfio_agent.ratelimit import TokenBucket
 from vfio_api.errors import FrameError, StreamError
 
 PROBE_SECONDS = 0.05
+PROBE_ANSWER_SECONDS = 5.0
+PROBES_BYTES = 16 << 20  # of all streams of a session together, but no less than _PROBE_CHUNK of each
 PROBE_LIMIT_SECONDS = 0.1
 MIN_PROBE = 512  # bytes
 # What the system may hold unsent: the rest of a state waits in the device, and a short burst does not look fast.
@@ -46,20 +49,35 @@ class Outlet:
     """One thread at a time connects, sends and awaits; `interrupt` may come from any other.
 
     limit and link are shared by the streams of a session. patience: seconds that one send or one answer may take.
-    awaiting: what it is waiting for now, for people; "" if for nothing. Every call raises StreamError.
+    awaiting: what it is waiting for now, for people; "" if for nothing. answer_seconds: how long the answer to a probe
+    is waited for. hold: waits for so many seconds, for the limit. Every call raises StreamError.
     """
 
-    def __init__(self, hello: StreamHello, route: Route, limit: TokenBucket, link: LinkMeter, patience: float):
+    def __init__(
+        self,
+        hello: StreamHello,
+        route: Route,
+        limit: TokenBucket,
+        link: LinkMeter,
+        patience: float,
+        *,
+        answer_seconds: float = PROBE_ANSWER_SECONDS,
+        hold: Callable[[float], object] | None = None,
+    ):
         self._hello, self._route, self._limit, self._patience = hello, route, limit, patience
         self._own = LinkMeter(ceiling=limit.rate)
         self._meters = (link, self._own)
         self._clock = link.now
         self._socket: ssl.SSLSocket | None = None
         self._stopped = threading.Event()
+        self._hold = hold or self._stopped.wait
+        self._answer_seconds = answer_seconds
+        self._owed: int | None = None  # what a probe's late answer will say
         self._state_bytes = self._burst = 0
         self._filling = limit.worth(FILLING_SECONDS, FILLING_BYTES)
         self._piece = limit.piece() + HEADER.size
         self._answer = bytearray(HEADER.size + COUNT.size)
+        self._filled = 0  # bytes of an answer that have come
         self._sending = f"{route.address} to take more of the stream"
         self.awaiting = ""
 
@@ -104,10 +122,12 @@ class Outlet:
     def probe(self, streams: int) -> None:
         """Measure the link, beside `streams` - 1 others, before the first state goes over it.
 
-        Sends for 50 ms and at most 4 MiB, and under a limit all streams together at most 100 ms worth of it; then
-        waits until the target has it all. Under a limit that leaves too little for that, there is nothing to find out.
+        Sends for 50 ms and at most 4 MiB; all streams together at most 16 MiB, or 64 KiB each, and under a limit at
+        most 100 ms worth of it. Then it waits until the target has it all. Under a limit that leaves too little for
+        that there is nothing to find out. A target that does not answer in time is no failure: nothing is measured.
         """
-        budget = self._limit.worth(PROBE_LIMIT_SECONDS, MAX_PROBES * streams) // streams
+        share = min(MAX_PROBES, max(_PROBE_CHUNK, PROBES_BYTES // streams))
+        budget = min(share, self._limit.worth(PROBE_LIMIT_SECONDS, share * streams) // streams)
         if budget < MIN_PROBE:
             return
         chunk = min(_PROBE_CHUNK, self._limit.chunk(_PROBE_CHUNK), budget)
@@ -119,9 +139,23 @@ class Outlet:
             self._send(frame[: HEADER.size + count])
             sent += count
         self._send(memoryview(pack_count(FrameType.PROBED, sent)))
-        self.acknowledged(sent, "PROBED")
-        for meter in self._meters:
-            meter.carried(began, sent)
+        if self._probed(sent):
+            for meter in self._meters:
+                meter.carried(began, sent)
+
+    def _probed(self, sent: int) -> bool:
+        """Whether the target answered in time that it has `sent` bytes."""
+        assert self._socket is not None
+        try:
+            self._socket.settimeout(min(self._answer_seconds, self._patience))
+            try:
+                self._acknowledged(sent, "PROBED")
+            except TimeoutError:
+                self._owed = sent  # it comes before any other answer
+            self._socket.settimeout(self._patience)
+        except OSError as error:
+            raise self._broke(error) from error
+        return self._owed is None
 
     def burst(self) -> None:
         """Whatever is sent from now on follows a pause."""
@@ -145,7 +179,7 @@ class Outlet:
                 piece = frame[at : at + self._piece]
                 delay = self._limit.take(len(piece))
                 if delay:
-                    self._stopped.wait(delay)
+                    self._hold(delay)
                 self._socket.sendall(piece)
                 at += len(piece)
                 if began is not None:
@@ -170,23 +204,29 @@ class Outlet:
 
     def _acknowledged(self, count: int, what: str) -> None:
         self.awaiting = f"the acknowledgement of {what} ({count} bytes) by {self._route.address}"
+        if self._owed is not None:
+            self._take_answer(self._owed)
+            self._owed = None
+        self._take_answer(count)
+        self.awaiting = ""
+
+    def _take_answer(self, count: int) -> None:
         assert self._socket is not None
-        filled = 0
-        while filled < len(self._answer):
-            received = self._socket.recv_into(memoryview(self._answer)[filled:])
+        while self._filled < len(self._answer):
+            received = self._socket.recv_into(memoryview(self._answer)[self._filled :])
             if received == 0:
                 raise StreamError(
                     f"device {self._hello.device}: the target closed the data stream before it acknowledged "
                     f"{count} bytes; the log of the agent at {self._route.address} says why",
                     device=self._hello.device,
                 )
-            filled += received
+            self._filled += received
+        self._filled = 0
         try:
             parse_ack(self._answer, count)
         except FrameError as error:
             error.device = self._hello.device
             raise
-        self.awaiting = ""
 
     def _broke(self, error: OSError) -> StreamError:
         if isinstance(error, TimeoutError):

@@ -21,7 +21,6 @@ from vfio_agent.datatls import check_pin, cut
 from vfio_agent.devices.protocol import DataStream
 from vfio_agent.frames import (
     HEADER,
-    MAX_HELLO,
     PREAMBLE,
     FrameReader,
     FrameType,
@@ -82,9 +81,12 @@ class DataServer:
         return int(self._listener.getsockname()[1])
 
     def expect(self, migration_uid: str, expected: Expected) -> None:
-        """Let the streams of a migration in from now on."""
+        """Let the streams of a migration in from now on; said again for the same peers, nothing changes."""
         with self._lock:
-            self._expected[migration_uid] = expected
+            known = self._expected.get(migration_uid)
+            # its streams must stay known to `forget`
+            if known is None or (known.pinned != expected.pinned and not known.connections):
+                self._expected[migration_uid] = expected
 
     def forget(self, migration_uid: str) -> None:
         """Close the streams of a migration and let no more in."""
@@ -140,8 +142,7 @@ class DataServer:
                     with contextlib.closing(secure):
                         secure.do_handshake()
                         check_pin(secure, expected.pinned)
-                        with self._lock:
-                            expected.connections.add(secure)
+                        self._register(uid, expected, secure)
                         reader = FrameReader()
                         inlet = self._greet(secure, reader, expected, uid)
                         deadline.met()
@@ -172,10 +173,16 @@ class DataServer:
             )
         return expected
 
+    def _register(self, uid: str, expected: Expected, secure: ssl.SSLSocket) -> None:
+        with self._lock:
+            if self._expected.get(uid) is not expected:  # forgotten since the handshake began: nobody would cut it
+                raise StreamError(
+                    f"the session of migration {uid} ended while a data stream connected", reason=Reason.PEER_REFUSED
+                )
+            expected.connections.add(secure)
+
     def _greet(self, secure: ssl.SSLSocket, reader: FrameReader, expected: Expected, uid: str) -> Inlet:
         _, length = reader.header(_read_exactly(secure, bytearray(HEADER.size)))
-        if length > MAX_HELLO:
-            raise StreamError("HELLO is too long", reason=Reason.FRAME_INVALID)
         hello = parse_hello(_read_exactly(secure, bytearray(length)))
         with self._lock:
             inlet = expected.inlets.get(hello.device)

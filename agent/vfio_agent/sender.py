@@ -47,9 +47,10 @@ class Progress:
 class Sender:
     """Sends one device's state to `address` ("host:port").
 
-    `changed` is called from the sending thread when initial_acknowledged, drained, finished or `error` change, and on
-    progress at most every 200 ms. config: what the state does not carry (Device.config), read once all of the state is
-    sent; raises DeviceError. streams: how many the session has. patience: seconds that the peer may stall.
+    `changed` is called from the sending thread when initial_acknowledged, drained, finished, `confirmed` or `error`
+    change, on progress at most every 200 ms, and when the device has come to have nothing more for now. config: what
+    the state does not carry (Device.config), read once all of the state is sent; raises DeviceError. streams: how many
+    the session has. patience: seconds that the peer may stall.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Sender:
         self._wake = threading.Condition()
         self._source: DataStream | None = None
         self._final = self._stopped = False
+        self._asked = self._looked = self._confirmed = 0  # of `confirm`: calls; seen by a look; true since then
         self._thread = threading.Thread(target=self._run, name=f"send-{hello.device}", daemon=True)
         self._last_report = 0.0
         self._reading = ""
@@ -95,10 +97,24 @@ class Sender:
         self._outlet.probe(self._streams)
 
     def begin(self, source: DataStream) -> None:
-        """The device has handed out its data stream (PRE_COPY or STOP_COPY)."""
+        """The device has handed out its data stream (PRE_COPY or STOP_COPY); closed if that came too late."""
         with self._wake:
-            self._source = source
+            if not self._stopped:
+                self._source = source
+                self._wake.notify()
+                return
+        source.close()
+
+    def confirm(self) -> None:
+        """Look anew whether the device has initial data, and have it acknowledged if so; then `confirmed` is True."""
+        with self._wake:
+            self._asked += 1
             self._wake.notify()
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether all initial data that the device had at the last `confirm` is acknowledged as loaded."""
+        return self._confirmed == self._asked
 
     def finish(self) -> None:
         """The device is in STOP_COPY: send to the end."""
@@ -113,15 +129,16 @@ class Sender:
             self._wake.notify()
         self._outlet.interrupt()
 
-    def stop(self) -> None:
-        """Give up: close the connection and the data stream, and wait for the thread."""
+    def stop(self, seconds: float = IO_SECONDS) -> None:
+        """Give up: close the connection and the data stream, and wait for the thread, so long at most."""
         self.interrupt()
         if self._thread.ident is not None:
-            self._thread.join(IO_SECONDS)
+            self._thread.join(seconds)
         self._outlet.close()
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        with self._wake:
+            source, self._source = self._source, None
+        if source is not None:
+            source.close()
 
     def _run(self) -> None:
         try:
@@ -146,7 +163,9 @@ class Sender:
             self._look(source, drained=False)
             self._drain(source, frame)
             self._look(source, drained=True)
-            idle = self.progress.sent_bytes == before
+            rested, idle = idle, self.progress.sent_bytes == before
+            if idle and not rested:
+                self._changed()  # what was told in the midst of the last burst is no longer so
         if not self._stopped:
             self._finish()
 
@@ -167,7 +186,8 @@ class Sender:
     def _wait(self, *, idle: bool) -> tuple[DataStream | None, bool]:
         with self._wake:
             pause = idle or self.progress.drained or self._source is None
-            if pause and not self._final and not self._stopped:
+            new = self._asked != self._looked and self._source is not None
+            if pause and not new and not self._final and not self._stopped:
                 self._wake.wait(self._poll if self._source is not None else None)
             return self._source, self._final
 
@@ -184,7 +204,8 @@ class Sender:
                 return
             HEADER.pack_into(frame, 0, FrameType.DATA, count)
             self._outlet.data(frame[: HEADER.size + count], began)
-            if self._account(count) and not self._final:
+            due = self._account(count)
+            if (due or not self.confirmed) and not self._final:
                 self._look(source, drained=False)
 
     def _read(self, source: DataStream, payload: memoryview) -> int | None:
@@ -234,10 +255,12 @@ class Sender:
 
     def _look(self, source: DataStream, *, drained: bool) -> None:
         """In pre-copy: ask how much is left, and have the initial data acknowledged once it is all sent."""
+        asked = self._asked  # of before the device is asked
         try:
             info = source.precopy_info()
         except OSError as error:
             if error.errno in (EINVAL, ENOTTY):
+                self._looked = asked
                 return  # the device has left the pre-copy states, or has none: finish() follows
             raise self._unreadable(error) from error
         before = self.progress
@@ -256,4 +279,8 @@ class Sender:
             self._outlet.send(pack_count(FrameType.INITIAL, self.progress.sent_bytes))
             self._outlet.acknowledged(self.progress.sent_bytes, "INITIAL")
             self.progress = replace(self.progress, initial_acknowledged=True)
+            self._changed()
+        self._looked = asked
+        if self.progress.initial_acknowledged and self._confirmed != asked:
+            self._confirmed = asked
             self._changed()

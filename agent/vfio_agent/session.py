@@ -136,14 +136,22 @@ class Session:
         if command.goal in machine.ROLLBACK:
             self.cause = self.failure or self.cause
             self.failure = None  # a new attempt to get back is judged by its own outcome
+        if self.side.keeps(command):
+            return
         await self.side.before(command)
         if command.goal is Goal.PREPARED:
             openings = tuple((name, held.incarnation) for name, held in self._held.items())
             await self.record(replace(self.facts, incarnations=openings), durable=True)
         if self.facts.role is Role.TARGET and command.goal in (Goal.RUNNING_P2P, Goal.RUNNING):
             self.all_held()
+        if self.side.keeps(command):
+            return  # a stream came meanwhile
         for planned in machine.rounds(self.facts.role, command.goal, self._device_facts(), pre_copy=self.spec.pre_copy):
+            if planned.step == machine.BARRIER_B:
+                await self.side.settle()
             await self._move(planned)
+        if command.goal is Goal.QUIESCED:
+            await self.side.settle()  # the other nodes' devices stop as soon as all say that they are here
         await self.side.after(command)
         self.reached = command.goal
         self._log.info(

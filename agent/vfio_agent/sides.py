@@ -3,9 +3,7 @@
 `before` runs before the rounds of a command, `after` when all its rounds succeeded.
 """
 
-import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,20 +11,19 @@ from typing import TYPE_CHECKING
 from vfio_agent.advice import advice
 from vfio_agent.datatls import context
 from vfio_agent.devices.protocol import DataStream
-from vfio_agent.frames import StreamHello
-from vfio_agent.linkrate import LinkMeter
 from vfio_agent.losses import raise_unless_running, reset_lost, say_lost
-from vfio_agent.ratelimit import TokenBucket
 from vfio_agent.receiver import Expected, Inlet
-from vfio_agent.sender import Progress, Sender
+from vfio_agent.sender import Progress
+from vfio_agent.streams import SourceStreams, at_once
 from vfio_api.device import DeviceState, MigrationFlags
-from vfio_api.errors import CommandError, DeviceError, Reason, StreamError, VFIOMigrationError
+from vfio_api.errors import CommandError, DeviceError, Reason
 from vfio_api.types import Command, DeviceReport, Goal, Outcome, SessionDevice
 
 if TYPE_CHECKING:
     from vfio_agent.session import Session
 
-CONNECT_SECONDS = 10.0
+SAMPLE_SECONDS = 0.02
+_PRE_COPY = (DeviceState.PRE_COPY, DeviceState.PRE_COPY_P2P)
 
 
 class SourceSide:
@@ -34,21 +31,22 @@ class SourceSide:
 
     def __init__(self, session: "Session"):
         self._session = session
-        self._senders: dict[str, Sender] = {}
+        self._streams = SourceStreams(session, self._on_change, self._config)
         self._stop_copy_bytes: dict[str, int] = {}
-        self._changed = asyncio.Event()
-        self._interrupted = self._awaits = False
-        self._link = LinkMeter(ceiling=session.spec.bandwidth_limit_bytes_per_second)
+
+    def keeps(self, _command: Command) -> bool:
+        """No command finds a source's devices as they must stay."""
+        return False
 
     async def before(self, command: Command) -> None:
         """Take the devices; connect the streams; on the way back, restore what only a reset restores."""
         if command.goal is Goal.PREPARED:
             for device in self._session.spec.devices:
                 await self._session.blocking(partial(self._hold, device))
-        if command.goal is Goal.PRE_COPY and not self._senders:
-            await self._connect(command)
+        if command.goal is Goal.PRE_COPY:
+            await self._streams.connect(command)
         if command.goal in (Goal.RUNNING_P2P, Goal.RUNNING):
-            await self._session.blocking(self._stop_senders)
+            await self.stop_streams()
             await self._session.blocking(self._session.refresh)
         if command.goal is Goal.RELEASED and self._session.facts.decision is not Outcome.COMMIT:
             raise_unless_running(self._session)
@@ -57,14 +55,13 @@ class SourceSide:
         """Stream to the end behind barrier B; give the devices up at the end."""
         if command.goal is Goal.STOP_COPY:
             began = time.perf_counter()
-            for sender in self._senders.values():
-                sender.finish()
-            await self._all_finished()
+            await self._streams.finish()
             self._session.timed("transfer", began)
         if command.goal is Goal.RUNNING:
             await self._session.blocking(partial(reset_lost, self._session))
             say_lost(self._session)
         if command.goal is Goal.RELEASED:
+            await self.stop_streams()
             await self._session.blocking(self._release)
 
     def _hold(self, device: SessionDevice) -> None:
@@ -80,52 +77,31 @@ class SourceSide:
         self._sample(device.name)
 
     def _sample(self, name: str) -> None:
-        """Ask how much STOP_COPY would still give; not while an arc is under way, and not in the switchover."""
+        """Ask how much STOP_COPY would still give; not in the switchover.
+
+        While an arc is under way the device is not held up for it: what it said last stands.
+        """
         held = self._session.device(name)
-        if self._session.facts.switchover or not held.lock.acquire(blocking=False):
+        # the inventory asks it, too, which is over at once; if this is the last word of a device that rests, it counts
+        if self._session.facts.switchover or not held.lock.acquire(timeout=SAMPLE_SECONDS):
             return
         try:
+            if self._session.facts.switchover:  # it began meanwhile
+                return
             self._stop_copy_bytes[name] = held.device.data_size()
         except OSError:
             self._stop_copy_bytes.pop(name, None)
         finally:
             held.lock.release()
 
-    async def _connect(self, command: Command) -> None:
-        peers = {peer.node: peer for peer in command.peers}
-        pinned = tuple(peer.certificate for peer in command.peers)
-        tls = context(self._session.identity, pinned, server=False)
-        limit = TokenBucket(self._session.spec.bandwidth_limit_bytes_per_second)
-        for device in self._session.spec.devices:
-            peer = peers.get(device.peer_node)
-            if peer is None:
-                raise CommandError(
-                    f"device {device.name}: the command names no data address for its target node {device.peer_node}",
-                    device=device.name,
-                )
-            hello = StreamHello(self._session.key.uid, device.name, command.epoch)
-            self._senders[device.name] = Sender(
-                hello,
-                peer.data_address,
-                tls,
-                (peer.certificate,),
-                limit,
-                partial(self._on_change, device.name),
-                link=self._link,
-                config=partial(self._config, device.name),
-                streams=len(self._session.spec.devices),
-            )
-        self._awaits = True
-        senders = self._senders.values()
-        await self._all([partial(s.connect, CONNECT_SECONDS) for s in senders])
-        await self._all([s.probe for s in senders])  # at once: they share the link
-        self._awaits = False
-
-    async def _all(self, calls: list[Callable[[], None]]) -> None:
-        """Make blocking calls at once; all are waited for, then the first failure is raised."""
-        for result in await asyncio.gather(*map(self._session.blocking, calls), return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+    def _size(self, report: DeviceReport) -> DeviceReport:
+        """Add what STOP_COPY would still give; where the device does not say, what it told of pre-copy is a floor."""
+        if self._session.facts.switchover:
+            return report
+        size = self._stop_copy_bytes.get(report.name)
+        if size is None:
+            return replace(report, stop_copy_bytes=report.initial_bytes + report.dirty_bytes, size_unknown=True)
+        return replace(report, stop_copy_bytes=size)
 
     def _config(self, name: str) -> bytes:
         """What the state of a device does not carry; in its sender's thread. Raises DeviceError."""
@@ -142,7 +118,7 @@ class SourceSide:
 
     def data_stream(self, name: str, stream: DataStream) -> None:
         """A device handed out its data stream; called in an arc's thread."""
-        sender = self._senders.get(name)
+        sender = self._streams.get(name)
         if sender is None:
             stream.close()
             raise CommandError(f"device {name}: there is no stream to its target; PreCopy comes first", device=name)
@@ -151,61 +127,50 @@ class SourceSide:
     def _on_change(self, name: str) -> None:
         """Something changed at a sender; in its thread."""
         self._sample(name)
-        for sender in self._senders.values():
-            if sender.error is not None:
-                self._session.fail(sender.error)
         self._session.changed()
-        self._session.on_loop(self._changed.set)
 
-    async def _all_finished(self) -> None:
-        self._awaits = True
-        while not all(sender.progress.finished for sender in self._senders.values()):
-            if self._interrupted:
-                raise StreamError("the streams were called off before their end", reason=Reason.CANCELLED)
-            for sender in self._senders.values():
-                if sender.error is not None:
-                    raise sender.error
-            await self._changed.wait()
-            self._changed.clear()
-        self._awaits = False
+    async def settle(self) -> None:
+        """Between the barriers A and B: what is initial data must be loaded before its device may stop.
+
+        A device can have come to have new initial data after it was found converged. Raises StreamError, DeviceError.
+        """
+        session = self._session
+        if not (session.spec.pre_copy and session.spec.switchover_ack):
+            return
+        await self._streams.confirm([d.name for d in session.held_devices() if session.state(d.name) in _PRE_COPY])
 
     def awaited(self) -> tuple[str, str]:
         """The first device whose stream held up the step that was given up, and what it waits for; "" if none did."""
-        left = [(n, s, s.awaiting) for n, s in self._senders.items() if self._awaits and not s.progress.finished]
-        if not left:
-            return "", ""
-        name, sender, text = next((each for each in left if each[2]), left[0])
-        awaited = text or "the end of its state"
-        return name, f"device {name} has sent {sender.progress.sent_bytes} bytes and awaits {awaited}"
+        return self._streams.awaited()
 
     def link_bytes_per_second(self) -> int:
         """What the session's streams reached together lately; 0: not measured."""
-        return self._link.bytes_per_second()
+        return self._streams.link_bytes_per_second()
+
+    def acknowledgements(self) -> tuple[bool, ...]:
+        """Of each device, whether its initial data is acknowledged: news that is worth a report of its own."""
+        senders = [self._streams.get(device.name) for device in self._session.spec.devices]
+        return tuple(sender is not None and sender.progress.initial_acknowledged for sender in senders)
 
     def _release(self) -> None:
-        self._stop_senders()
         if self._session.facts.decision is Outcome.COMMIT:
             for device in self._session.spec.devices:
                 self._session.around.holdings.release(device.address)
 
-    def _stop_senders(self) -> None:
-        for sender in self._senders.values():
-            sender.stop()
+    async def stop_streams(self) -> None:
+        """End every stream, and wait until their threads have ended."""
+        await at_once([self._streams.stop])
 
     def interrupt(self) -> None:
         """Wake whatever waits for a stream: the session turns back or ends."""
-        self._interrupted, self._awaits = True, False
-        for sender in self._senders.values():
-            sender.interrupt()
-        self._changed.set()
+        self._streams.interrupt()
 
     def complete(self, report: DeviceReport) -> DeviceReport:
         """Add what the sender knows to a device's report."""
-        sender = self._senders.get(report.name)
+        sender = self._streams.get(report.name)
         progress = sender.progress if sender is not None else Progress()
-        return replace(
+        report = replace(
             report,
-            stop_copy_bytes=0 if self._session.facts.switchover else self._stop_copy_bytes.get(report.name, 0),
             initial_bytes=progress.initial_bytes,
             dirty_bytes=progress.dirty_bytes,
             transferred_bytes=progress.sent_bytes,
@@ -213,6 +178,7 @@ class SourceSide:
             initial_acknowledged=progress.initial_acknowledged or MigrationFlags.PRE_COPY not in report.flags,
             drained=progress.drained or MigrationFlags.PRE_COPY not in report.flags,
         )
+        return self._size(report)
 
     def close(self) -> None:
         """The session ends."""
@@ -227,6 +193,11 @@ class TargetSide:
         self._inlets: dict[str, Inlet] = {}
         self._streams: dict[str, DataStream] = {}
         self._loaded: set[str] = set()
+
+    def keeps(self, command: Command) -> bool:
+        """Whether the devices are to be left as they are: one with a stream, or loaded, is not to be blanked again."""
+        begun = bool(self._loaded) or any(inlet.taken for inlet in self._inlets.values())
+        return command.goal is Goal.PREPARED and begun
 
     async def before(self, command: Command) -> None:
         """Open and reset the devices; on release, blank what was not started."""
@@ -276,6 +247,9 @@ class TargetSide:
 
     def data_stream(self, name: str, stream: DataStream) -> None:
         """RESUMING handed out the stream to load."""
+        before = self._streams.pop(name, None)
+        if before is not None:
+            before.close()  # the device has left the RESUMING that it belonged to
         self._streams[name] = stream
 
     def _validate(self, name: str, config: bytes) -> None:
@@ -321,6 +295,16 @@ class TargetSide:
             return
         self._loaded.add(name)
         if len(self._loaded) == len(session.spec.devices) and session.failure is None:
+            strays = [d.name for d in session.spec.devices if session.state(d.name) is not DeviceState.STOP]
+            if strays:
+                session.fail(
+                    DeviceError(
+                        f"device {strays[0]} was loaded, but is in {session.state(strays[0]).name} now: no vote",
+                        reason=Reason.STATE_REFUSED,
+                        device=strays[0],
+                    )
+                )
+                return
             facts = replace(session.facts, loaded=True)
             session.around.journal.write(session.key, session.spec, facts, durable=False)
             session.facts = facts
@@ -346,6 +330,13 @@ class TargetSide:
     def interrupt(self) -> None:
         """Stop listening: the session ends."""
         self._session.around.server.forget(self._session.key.uid)
+
+    async def settle(self) -> None:
+        """A target sends nothing."""
+
+    def acknowledgements(self) -> tuple[bool, ...]:
+        """Nobody acknowledges anything to a target."""
+        return ()
 
     def awaited(self) -> tuple[str, str]:
         """A target's steps wait for no stream."""

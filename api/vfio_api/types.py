@@ -62,13 +62,15 @@ class SessionDevice:
 class SessionSpec:
     """Everything a session needs to know of its migration; part of every Prepared command.
 
-    bandwidth_limit_bytes_per_second is 0 for none; the limit is shared by the session's streams.
+    bandwidth_limit_bytes_per_second is 0 for none; the limit is shared by the session's streams. switchover_ack: no
+    device that can pre-copy may stop while it has initial bytes that the target has not acknowledged.
     """
 
     devices: tuple[SessionDevice, ...]
     pre_copy: bool = True
     bandwidth_limit_bytes_per_second: int = 0
     switchover_timeout_milliseconds: int = 30_000
+    switchover_ack: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ class DeviceReport:
     """One device as its agent sees it.
 
     transferred_bytes: sent at a source, loaded at a target. initial_acknowledged: the target has LOADED the initial
-    bytes. drained: the pre-copy stream reached its temporary end at least once.
+    bytes. drained: the pre-copy stream reached its temporary end at least once. size_unknown: the device does not say
+    how large its state is; stop_copy_bytes is then a floor (what pre-copy has left), not an estimate.
     """
 
     name: str
@@ -117,6 +120,7 @@ class DeviceReport:
     bytes_per_second: int = 0
     initial_acknowledged: bool = False
     drained: bool = False
+    size_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

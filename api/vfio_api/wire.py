@@ -68,6 +68,7 @@ def _spec_to_wire(spec: SessionSpec) -> pb.SessionSpec:
         pre_copy=spec.pre_copy,
         bandwidth_limit_bytes_per_second=spec.bandwidth_limit_bytes_per_second,
         switchover_timeout_milliseconds=spec.switchover_timeout_milliseconds,
+        no_switchover_ack=not spec.switchover_ack,
     )
 
 
@@ -105,6 +106,7 @@ def _spec_from_wire(message: pb.SessionSpec) -> SessionSpec:
         pre_copy=message.pre_copy,
         bandwidth_limit_bytes_per_second=message.bandwidth_limit_bytes_per_second,
         switchover_timeout_milliseconds=message.switchover_timeout_milliseconds,
+        switchover_ack=not message.no_switchover_ack,
     )
 
 
@@ -131,6 +133,7 @@ def report_to_wire(report: SessionReport) -> pb.SessionReport:
                 bytes_per_second=d.bytes_per_second,
                 initial_acknowledged=d.initial_acknowledged,
                 drained=d.drained,
+                size_unknown=d.size_unknown,
             )
             for d in report.devices
         ],
@@ -188,6 +191,7 @@ def _device_from_wire(d: pb.DeviceReport) -> DeviceReport:
         bytes_per_second=d.bytes_per_second,
         initial_acknowledged=d.initial_acknowledged,
         drained=d.drained,
+        size_unknown=d.size_unknown,
     )
 
 

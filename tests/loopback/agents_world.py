@@ -148,7 +148,7 @@ class RunningAgent:
             side = session.side
             side.close()
             if isinstance(side, SourceSide):
-                await asyncio.to_thread(side._stop_senders)
+                await side.stop_streams()
             else:
                 for stream in side._streams.values():
                     stream.close()

@@ -102,6 +102,56 @@ def test_new_initial_data_takes_the_acknowledgement_back_until_it_is_loaded(node
     play(nodes, scene)
 
 
+@pytest.mark.parametrize("goal", [Goal.QUIESCED, Goal.STOP_COPY])
+def test_no_device_stops_before_new_initial_data_is_loaded(nodes: tuple[Node, Node], goal: Goal) -> None:
+    """The device has it after it was found converged, and nobody has told of it when the switchover begins."""
+
+    async def scene(operator: Operator) -> None:
+        await operator.pre_copy()
+        await operator.source.until(SOURCE, lambda r: all(d.initial_acknowledged and d.drained for d in r.devices))
+        begun = len(operator.source.node.arcs())
+        with stopped(operator.target.node):  # so that nothing can be loaded
+            operator.source.node.control.reinit("sim1")
+            report = await operator.tell(SOURCE, goal, deadline=SHORT_MILLISECONDS)
+            assert report.failure is not None
+            assert (report.failure.reason, report.failure.device) == (Reason.STEP_TIMEOUT, "gpu1")
+            assert report.reached is Goal.PRE_COPY
+        arcs = operator.source.node.arcs()[begun:]
+        assert sorted(arcs) == [("sim0", "PRE_COPY_P2P"), ("sim1", "PRE_COPY_P2P")], "both are quiescent, none stopped"
+        await undo(operator)
+
+    play(nodes, scene)
+
+
+def test_new_initial_data_in_the_switchover_is_loaded_and_then_it_goes_on(nodes: tuple[Node, Node]) -> None:
+    async def scene(operator: Operator) -> None:
+        await operator.pre_copy()
+        await operator.source.until(SOURCE, lambda r: all(d.initial_acknowledged and d.drained for d in r.devices))
+        sent = operator.source.reports[SOURCE].devices[1].transferred_bytes
+        operator.source.node.control.reinit("sim1")
+        report = await operator.tell(SOURCE, Goal.STOP_COPY)
+        assert report.failure is None
+        assert report.devices[1].transferred_bytes >= sent + 200_000, "all of it once more"
+        await operator.target.until(TARGET, lambda r: r.reached is Goal.LOADED)
+        await arrive(operator)
+
+    play(nodes, scene)
+
+
+def test_who_does_not_ask_for_the_acknowledgement_is_not_held_up_by_it(nodes: tuple[Node, Node]) -> None:
+    async def scene(operator: Operator) -> None:
+        operator.spec = {"switchover_ack": False}
+        await operator.pre_copy()
+        await operator.source.until(SOURCE, lambda r: all(d.initial_acknowledged and d.drained for d in r.devices))
+        with stopped(operator.target.node):
+            operator.source.node.control.reinit("sim1")
+            assert (await operator.tell(SOURCE, Goal.STOP_COPY, deadline=SHORT_MILLISECONDS)).failure is not None
+            assert operator.source.states() == [S.STOP_COPY] * COUNT
+        await undo(operator)
+
+    play(nodes, scene)
+
+
 # --- against the rules
 
 
@@ -289,7 +339,21 @@ def test_the_link_is_measured_before_anything_is_sent(nodes: tuple[Node, Node]) 
     play(nodes, scene)
 
 
-def test_a_limited_link_is_no_faster_than_its_limit(nodes: tuple[Node, Node]) -> None:
+def test_a_limit_holds_the_streams_back(nodes: tuple[Node, Node]) -> None:
+    """400 KB at 4 KB/s do not go in half a second, however fast or slow this machine is."""
+
+    async def scene(operator: Operator) -> None:
+        operator.spec = {"bandwidth_limit_bytes_per_second": 4000}
+        await operator.pre_copy()
+        failure = (await operator.tell(SOURCE, Goal.STOP_COPY, deadline=SHORT_MILLISECONDS)).failure
+        assert failure is not None
+        assert failure.reason is Reason.STEP_TIMEOUT
+        await undo(operator)
+
+    play(nodes, scene)
+
+
+def test_a_limited_link_is_said_to_be_no_faster_than_its_limit(nodes: tuple[Node, Node]) -> None:
     async def scene(operator: Operator) -> None:
         operator.spec = {"bandwidth_limit_bytes_per_second": 4_000_000}
         await operator.until_voted()

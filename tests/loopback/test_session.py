@@ -448,6 +448,6 @@ def test_reports_name_devices_by_their_name_and_address(nodes: tuple[Node, Node]
             ("gpu0", "sim0", S.RUNNING),
             ("gpu1", "sim1", S.RUNNING),
         ]
-        assert all(d.stop_copy_bytes > 200_000 for d in devices)
+        assert all(d.stop_copy_bytes > 200_000 and not d.size_unknown for d in devices)
 
     play(nodes, scene)

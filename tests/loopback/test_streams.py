@@ -29,6 +29,7 @@ from vfio_agent.frames import (
     HEADER,
     MAX_DATA,
     PREAMBLE,
+    FrameReader,
     FrameType,
     StreamHello,
     pack_count,
@@ -38,7 +39,7 @@ from vfio_agent.frames import (
 from vfio_agent.linkrate import LinkMeter
 from vfio_agent.outlet import Outlet, Route
 from vfio_agent.ratelimit import MIN_CHUNK, TokenBucket
-from vfio_agent.receiver import DataServer, Expected, Inlet
+from vfio_agent.receiver import DataServer, Expected, Inlet, _read_exactly
 from vfio_agent.sender import Sender
 from vfio_api.errors import DeviceError, FrameError, Reason, StreamError, VFIOMigrationError
 
@@ -182,10 +183,11 @@ class Bench:
         device: str = "gpu0",
         rate: int = 0,
         port: int = 0,
+        changed: threading.Event | None = None,
         **options: Any,
     ) -> tuple[Sender, threading.Event]:
         """A sender to `target`, not connected; the event is set whenever it has something to tell."""
-        changed = threading.Event()
+        changed = changed or threading.Event()
         pins = ((expects or target.identity).certificate,)
         made = Sender(
             StreamHello(uid or target.uid, device, 1),
@@ -318,6 +320,41 @@ def test_new_initial_data_is_acknowledged_anew(bench: Bench, flagged: bool) -> N
     assert target.end() is None
 
 
+class Dirtying(SavingDevice):
+    """What it has left in pre-copy is dirty data; it had no initial data."""
+
+    def precopy_info(self) -> PrecopyInfo:
+        info = super().precopy_info()
+        return PrecopyInfo(0, info.initial_bytes)
+
+
+class Told(threading.Event):
+    """Notes what a sender knew each time when it had something to tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sender: Sender | None = None
+        self.dirty: list[int] = []
+
+    def set(self) -> None:
+        assert self.sender is not None
+        self.dirty.append(self.sender.progress.dirty_bytes)
+        super().set()
+
+
+def test_a_device_that_rests_after_a_burst_is_told_of_as_resting(bench: Bench) -> None:
+    saving, target, told = Dirtying(b"", chunk=lambda _room: 1000), bench.target(), Told()
+    told.sender, _ = sender, _ = bench.sender(target, changed=told)
+    sender.connect(PATIENCE)
+    sender.begin(saving)
+    until(told, lambda: sender.progress.drained)
+    saving.reinit(os.urandom(MIB), flagged=False)
+    until(told, lambda: max(told.dirty) > 0 and told.dirty[-1] == 0)
+    assert target.inlet.loaded_bytes <= MIB
+    finish(saving, sender, told)
+    assert target.end() is None
+
+
 # --- what the state does not carry
 
 
@@ -427,6 +464,74 @@ def test_a_probe_takes_little_of_a_limit(bench: Bench, rate: int, streams: int) 
     assert (ledger.taken > 0) is (rate >= 100_000)
 
 
+@pytest.mark.parametrize(("streams", "share"), [(64, 256 * 1024), (1000, 64 * 1024)])
+def test_probes_of_many_streams_are_bounded_together(bench: Bench, streams: int, share: int) -> None:
+    ledger = Ledger(0)
+    made = Outlet(*bench.route(bench.target()), ledger, LinkMeter(), PATIENCE)
+    made.connect(PATIENCE)
+    made.probe(streams)
+    made.close()
+    assert ledger.taken <= share + HEADER.size * 5 + COUNT.size
+
+
+def test_a_probe_that_is_answered_late_is_not_measured_and_the_stream_goes_on(bench: Bench) -> None:
+    target, late = bench.target(), threading.Event()
+    tls = context(target.identity, (bench.source.certificate,), server=True)
+
+    def serve(listener: socket.socket) -> None:
+        """By hand: answers PROBED only when `late` is set, and then whatever comes."""
+        plain, _ = listener.accept()
+        plain.settimeout(PATIENCE)
+        assert len(plain.recv(PREAMBLE.size)) == PREAMBLE.size
+        reader = FrameReader()
+        with tls.wrap_socket(plain, server_side=True) as secure:
+            for _ in iter(lambda: reader.data_bytes < 5, False):
+                kind, length = reader.header(_read_exactly(secure, bytearray(HEADER.size)))
+                payload = _read_exactly(secure, bytearray(length))
+                if kind is FrameType.PROBED:
+                    assert late.wait(PATIENCE)
+                    secure.sendall(pack_count(FrameType.ACK, reader.probed(payload)))
+                elif kind is FrameType.HELLO:
+                    secure.sendall(pack_count(FrameType.ACK, 0))
+            secure.sendall(pack_count(FrameType.ACK, 5))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        served, link = pool.submit(serve, listener), LinkMeter()
+        hello, route = bench.route(target)
+        route = Route(f"127.0.0.1:{listener.getsockname()[1]}", route.context, route.pinned)
+        made = Outlet(hello, route, TokenBucket(0), link, PATIENCE, answer_seconds=0.05)
+        made.connect(PATIENCE)
+        made.probe(1)
+        assert link.bytes_per_second() == 0
+        late.set()
+        made.send(HEADER.pack(FrameType.DATA, 5) + b"state")
+        made.acknowledged(5, "DATA")
+        served.result(PATIENCE)
+        made.close()
+
+
+def test_a_limit_holds_back_what_is_sent(bench: Bench) -> None:
+    """The time is the test's own: it passes only while the outlet waits for the limit."""
+    now = [0.0]
+
+    def clock() -> float:
+        return now[0]
+
+    def hold(seconds: float) -> None:
+        now[0] += seconds
+
+    link = LinkMeter(clock=clock)
+    target = bench.target()
+    made = Outlet(*bench.route(target), TokenBucket(1_000_000, clock=clock), link, PATIENCE, hold=hold)
+    made.connect(PATIENCE)
+    frame = memoryview(HEADER.pack(FrameType.DATA, 100_000) + bytes(100_000))
+    for _ in range(30):
+        made.data(frame, made.now())
+    made.close()
+    assert now[0] >= 3 * 0.99 - 0.02, "3 MB at 1 MB/s, but for the burst"
+    assert 0.9e6 < link.bytes_per_second() < 1.1e6
+
+
 def test_a_probe_that_is_called_off_ends(bench: Bench) -> None:
     sender, _ = bench.sender(bench.target())
     sender.connect(PATIENCE)
@@ -505,6 +610,7 @@ def test_a_certificate_signed_by_a_pinned_one_is_not_the_pinned_one(bench: Bench
     leaf = signed_by(target.identity)
     pins = (bench.source.certificate,)
     impostor = Expected(context(leaf, pins, server=True), pins, {"gpu0": target.inlet})
+    bench.server.forget(target.uid)
     bench.server.expect(target.uid, impostor)
     with pytest.raises(StreamError, match="not the one the operator named") as refused:
         bench.sender(target)[0].connect(PATIENCE)
@@ -524,6 +630,40 @@ def test_a_forgotten_migration_is_refused(bench: Bench) -> None:
     bench.server.forget(target.uid)
     with pytest.raises(StreamError):
         bench.sender(target)[0].connect(PATIENCE)
+
+
+def test_a_connection_in_its_handshake_does_not_escape_the_end_of_its_session(bench: Bench) -> None:
+    target = bench.target()
+    hello, route = bench.route(target)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = route.context.wrap_bio(incoming, outgoing)
+    with socket.create_connection(("127.0.0.1", bench.server.port), PATIENCE) as sock:
+        sock.sendall(pack_preamble(target.uid))
+        for turn in itertools.count():
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(65536))
+            if turn == 0:  # the server has answered, so it has looked the migration up
+                bench.server.forget(target.uid)
+        tls.write(pack_hello(hello))
+        with contextlib.suppress(OSError):  # refused already
+            sock.sendall(outgoing.read())
+        assert_refused(sock)
+    assert not target.inlet.taken
+
+
+def test_what_is_expected_again_keeps_its_streams_within_reach(bench: Bench) -> None:
+    saving, target = SavingDevice(os.urandom(MIB), b"rest"), bench.target()
+    sender, changed = bench.connected(target, saving)
+    until(changed, lambda: sender.progress.drained)
+    pins = (bench.source.certificate,)
+    again = Expected(context(target.identity, pins, server=True), pins, {"gpu0": target.inlet})
+    bench.server.expect(target.uid, again)
+    bench.server.forget(target.uid)
+    assert target.end() is not None
 
 
 def test_an_unknown_device_is_refused(bench: Bench) -> None:
@@ -835,6 +975,43 @@ def test_interrupting_the_source_ends_both_threads(bench: Bench) -> None:
     assert sender.error is None
     assert target.end() is not None
     assert_no_thread("send-gpu0")
+
+
+class Hanging(SavingDevice):
+    """Its read does not come back until `go` is set."""
+
+    def __init__(self, state: bytes):
+        super().__init__(state)
+        self.go, self.asked = threading.Event(), threading.Event()
+
+    def readinto(self, buffer: memoryview) -> int:
+        self.asked.set()
+        assert self.go.wait(PATIENCE)
+        return super().readinto(buffer)
+
+
+def test_ending_a_stream_waits_for_its_device_no_longer_than_told(bench: Bench) -> None:
+    """All streams of a session share what is left of one deadline, which for the last may be nothing."""
+    saving = Hanging(b"state")
+    sender, _ = bench.connected(bench.target(), saving)
+    assert saving.asked.wait(PATIENCE)
+    sender.stop(0.0)
+    assert not saving.go.is_set()
+    assert saving.closed
+    saving.go.set()
+
+
+def test_a_data_stream_that_comes_too_late_is_closed(bench: Bench) -> None:
+    """An arc outlived its deadline, and the session has turned back: nobody else would close the fd."""
+    late, later = SavingDevice(b"state"), SavingDevice(b"state")
+    sender, _ = bench.sender(bench.target())
+    sender.connect(PATIENCE)
+    sender.interrupt()
+    sender.begin(late)
+    sender.stop()
+    sender.begin(later)
+    assert late.closed
+    assert later.closed
 
 
 def test_a_stopped_source_that_waits_for_a_slow_target_ends(bench: Bench) -> None:

@@ -363,6 +363,13 @@ RULES: dict[str, tuple[SessionFacts, Command, str, SessionFacts | None, Command 
         target,
         None,
     ),
+    "a vote that is commanded": (
+        target,
+        command(Role.TARGET, Goal.LOADED),
+        "Target session refuses goal Loaded: the vote is the target's own word; wait for it",
+        None,
+        command(Role.TARGET, Goal.PREPARED),
+    ),
     "the release of an undecided vote": (
         replace(target, loaded=True),
         command(Role.TARGET, Goal.RELEASED),

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from errno import EBUSY, EINVAL, EIO, ENXIO, EPERM
+from errno import EBADF, EBUSY, EINVAL, EIO, ENXIO, EPERM
 from typing import Literal
 
 from vfio_agent import pciconfig
@@ -48,33 +48,42 @@ class KernelStream:
 
 
 class KernelDevice:
-    """One open VFIO device, whichever way it was opened: all but `close` is done with the first of its fds."""
+    """One open VFIO device, whichever way it was opened: all but `close` is done with the first of its fds.
 
-    def __init__(self, address: str, fds: Sequence[int]):
+    precopy_flags: its user has opted in to the flags of vfio_precopy_info. Closed, it raises OSError EBADF.
+    """
+
+    def __init__(self, address: str, fds: Sequence[int], *, precopy_flags: bool):
         self.address = address
         self._fds = list(fds)
-        self._precopy_flags = uapi.enable_precopy_info_v2(self._fds[0])
+        self._precopy_flags = precopy_flags
 
     def fds(self) -> Sequence[int]:
-        """Device and iommufd; or device, group and container."""
+        """Device and iommufd; or device, group and container. Raises OSError EBADF after close."""
+        self._device_fd()
         return tuple(self._fds)
+
+    def _device_fd(self) -> int:
+        if not self._fds:
+            raise OSError(EBADF, f"device {self.address} is closed")
+        return self._fds[0]
 
     def flags(self) -> MigrationFlags:
         """See Device.flags."""
-        return uapi.get_migration_flags(self._fds[0])
+        return uapi.get_migration_flags(self._device_fd())
 
     def state(self) -> DeviceState:
         """See Device.state."""
-        return uapi.get_state(self._fds[0])
+        return uapi.get_state(self._device_fd())
 
     def set_state(self, new: DeviceState) -> KernelStream | None:
         """See Device.set_state."""
-        data_fd = uapi.set_state(self._fds[0], new)
+        data_fd = uapi.set_state(self._device_fd(), new)
         return KernelStream(data_fd, self._precopy_flags) if data_fd >= 0 else None
 
     def data_size(self) -> int:
         """See Device.data_size."""
-        return uapi.get_data_size(self._fds[0])
+        return uapi.get_data_size(self._device_fd())
 
     def config(self) -> bytes:
         """See Device.config and `vfio_agent.pciconfig`; b"" for what is not PCI."""
@@ -87,7 +96,7 @@ class KernelDevice:
             raise OSError(EINVAL, f"device {self.address}: {error}") from error
 
     def restore_config(self, data: bytes) -> None:
-        """See Device.restore_config. Raises OSError EIO if the command register does not take what is written."""
+        """See Device.restore_config. Raises OSError EIO if a register does not take what is written."""
         if not data:
             return
         region = self._config_region()
@@ -98,30 +107,37 @@ class KernelDevice:
         except pciconfig.ConfigError as error:
             raise OSError(EINVAL, f"device {self.address}: {error}") from error
         for write in writes:
-            os.pwrite(self._fds[0], write.data(), region[0] + write.offset)
+            write_whole(self._device_fd(), write.data(), region[0] + write.offset)
         command = writes[-1]
-        found = os.pread(self._fds[0], command.width, region[0] + command.offset)
+        found = os.pread(self._device_fd(), command.width, region[0] + command.offset)
         if found != command.data():
             raise OSError(EIO, f"device {self.address}: PCI command is {found.hex()}, not {command.data().hex()}")
 
     def _config_region(self) -> tuple[int, int] | None:
         """Offset and size of the PCI configuration space in the device's file; None if it has none."""
-        if not uapi.is_pci(self._fds[0]):
+        if not uapi.is_pci(self._device_fd()):
             return None
-        offset, size = uapi.region_offset(self._fds[0], uapi.PCI_CONFIG_REGION_INDEX)
+        offset, size = uapi.region_offset(self._device_fd(), uapi.PCI_CONFIG_REGION_INDEX)
         return (offset, size) if size else None
 
     def _read_config(self, offset: int, size: int) -> bytes:
-        return os.pread(self._fds[0], min(size, pciconfig.CONFIG_BYTES), offset)
+        return os.pread(self._device_fd(), min(size, pciconfig.CONFIG_BYTES), offset)
 
     def reset(self) -> None:
         """See Device.reset."""
-        uapi.device_reset(self._fds[0])
+        uapi.device_reset(self._device_fd())
 
     def close(self) -> None:
         """Close all fds, once. While any fd of a cdev is open, even one never bound, its device cannot be removed."""
         while self._fds:
             os.close(self._fds.pop(0))
+
+
+def write_whole(fd: int, data: bytes, offset: int) -> None:
+    """Write a register in one access. Raises OSError EIO unless all of its width was taken."""
+    count = os.pwrite(fd, data, offset)
+    if count != len(data):
+        raise OSError(EIO, f"{count} of {len(data)} bytes were written at {offset:#x}")
 
 
 class KernelBackend:
@@ -144,8 +160,12 @@ class KernelBackend:
         return self._open_group(found)
 
     def adopt(self, address: str, fds: Sequence[int]) -> KernelDevice:
-        """See Backend.adopt."""
-        return KernelDevice(address, fds)
+        """See Backend.adopt. A device that answers nothing any more is taken, too: its flags then raise."""
+        try:
+            precopy_flags = uapi.enable_precopy_info_v2(fds[0])
+        except OSError:
+            precopy_flags = False
+        return KernelDevice(address, fds, precopy_flags=precopy_flags)
 
     def _open_cdev(self, found: Found) -> KernelDevice:
         if not self._host.offers_cdev(found):
@@ -162,7 +182,8 @@ class KernelBackend:
                     raise OSError(EBUSY, f"{found.cdev} is open elsewhere") from error
                 raise
             uapi.attach_iommufd_pt(device, uapi.ioas_alloc(iommufd))
-            opened = KernelDevice(found.address, (device, iommufd))
+            opted_in = uapi.enable_precopy_info_v2(device)
+            opened = KernelDevice(found.address, (device, iommufd), precopy_flags=opted_in)
             undo.pop_all()
         return opened
 
@@ -180,6 +201,7 @@ class KernelBackend:
                 raise OSError(EPERM, f"group {found.group} is not viable: bind all its devices to VFIO drivers")
             device = uapi.group_device_fd(group, container, found.address)
             undo.callback(os.close, device)
-            opened = KernelDevice(found.address, (device, group, container))
+            opted_in = uapi.enable_precopy_info_v2(device)
+            opened = KernelDevice(found.address, (device, group, container), precopy_flags=opted_in)
             undo.pop_all()
         return opened

@@ -15,6 +15,7 @@ class FaultOp(StrEnum):
     INFO = "info"  # VFIO_MIG_GET_PRECOPY_INFO
     CONFIG = "config"  # reading or restoring the config registers
     RESET = "reset"
+    SIZE = "size"  # VFIO_DEVICE_FEATURE_MIG_DATA_SIZE
     ENDLESS = "endless"  # a read in STOP_COPY that would find nothing more: the pages come once more
 
 

@@ -281,7 +281,8 @@ class SimDevice:
             self._saving.mark(0, self._pages.count)
 
     def data_size(self, now: float) -> int:
-        """Stream bytes that STOP_COPY would (still) produce if the device stopped now."""
+        """Stream bytes that STOP_COPY would (still) produce if the device stopped now. Raises OSError."""
+        self._injected(FaultOp.SIZE)
         self._settle(now)
         if self._saving is not None:
             return self._saving.remaining_bytes(self.identity)

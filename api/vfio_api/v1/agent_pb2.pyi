@@ -85,16 +85,18 @@ class Command(_message.Message):
     def __init__(self, migration: _Optional[_Union[MigrationKey, _Mapping]] = ..., role: _Optional[str] = ..., goal: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., deadline_milliseconds: _Optional[int] = ..., decision: _Optional[str] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
 
 class SessionSpec(_message.Message):
-    __slots__ = ("devices", "pre_copy", "bandwidth_limit_bytes_per_second", "switchover_timeout_milliseconds")
+    __slots__ = ("devices", "pre_copy", "bandwidth_limit_bytes_per_second", "switchover_timeout_milliseconds", "no_switchover_ack")
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     PRE_COPY_FIELD_NUMBER: _ClassVar[int]
     BANDWIDTH_LIMIT_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     SWITCHOVER_TIMEOUT_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    NO_SWITCHOVER_ACK_FIELD_NUMBER: _ClassVar[int]
     devices: _containers.RepeatedCompositeFieldContainer[SessionDevice]
     pre_copy: bool
     bandwidth_limit_bytes_per_second: int
     switchover_timeout_milliseconds: int
-    def __init__(self, devices: _Optional[_Iterable[_Union[SessionDevice, _Mapping]]] = ..., pre_copy: _Optional[bool] = ..., bandwidth_limit_bytes_per_second: _Optional[int] = ..., switchover_timeout_milliseconds: _Optional[int] = ...) -> None: ...
+    no_switchover_ack: bool
+    def __init__(self, devices: _Optional[_Iterable[_Union[SessionDevice, _Mapping]]] = ..., pre_copy: _Optional[bool] = ..., bandwidth_limit_bytes_per_second: _Optional[int] = ..., switchover_timeout_milliseconds: _Optional[int] = ..., no_switchover_ack: _Optional[bool] = ...) -> None: ...
 
 class SessionDevice(_message.Message):
     __slots__ = ("name", "address", "peer_node")
@@ -143,7 +145,7 @@ class SessionReport(_message.Message):
     def __init__(self, migration_uid: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., reached: _Optional[str] = ..., backward: _Optional[bool] = ..., certificate: _Optional[bytes] = ..., devices: _Optional[_Iterable[_Union[DeviceReport, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ..., link_bytes_per_second: _Optional[int] = ...) -> None: ...
 
 class DeviceReport(_message.Message):
-    __slots__ = ("name", "address", "state", "flags", "stop_copy_bytes", "initial_bytes", "dirty_bytes", "transferred_bytes", "bytes_per_second", "initial_acknowledged", "drained")
+    __slots__ = ("name", "address", "state", "flags", "stop_copy_bytes", "initial_bytes", "dirty_bytes", "transferred_bytes", "bytes_per_second", "initial_acknowledged", "drained", "size_unknown")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +157,7 @@ class DeviceReport(_message.Message):
     BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     INITIAL_ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     DRAINED_FIELD_NUMBER: _ClassVar[int]
+    SIZE_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     name: str
     address: str
     state: int
@@ -166,7 +169,8 @@ class DeviceReport(_message.Message):
     bytes_per_second: int
     initial_acknowledged: bool
     drained: bool
-    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[int] = ..., flags: _Optional[int] = ..., stop_copy_bytes: _Optional[int] = ..., initial_bytes: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., bytes_per_second: _Optional[int] = ..., initial_acknowledged: _Optional[bool] = ..., drained: _Optional[bool] = ...) -> None: ...
+    size_unknown: bool
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[int] = ..., flags: _Optional[int] = ..., stop_copy_bytes: _Optional[int] = ..., initial_bytes: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., bytes_per_second: _Optional[int] = ..., initial_acknowledged: _Optional[bool] = ..., drained: _Optional[bool] = ..., size_unknown: _Optional[bool] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("reason", "message", "device", "arc", "errno")
