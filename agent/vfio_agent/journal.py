@@ -8,7 +8,7 @@ to one boot ID. Blocking: call it from a thread.
 import fcntl
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,15 @@ def _parse(record: Record) -> tuple[MigrationKey, SessionSpec, SessionFacts]:
     facts["incarnations"] = tuple((name, opening) for name, opening in facts["incarnations"])
     return (
         MigrationKey(**record["migration"]),
-        SessionSpec(devices=devices, **spec),
-        SessionFacts(role=role, decision=Outcome(decision) if decision else None, **facts),
+        SessionSpec(devices=devices, **_known(SessionSpec, spec)),
+        SessionFacts(role=role, decision=Outcome(decision) if decision else None, **_known(SessionFacts, facts)),
     )
+
+
+def _known(kind: type[SessionSpec] | type[SessionFacts], record: Record) -> Record:
+    """What this version knows of a record: a newer agent may have written it, before it was rolled back."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in record.items() if name in names}
 
 
 def _read(path: Path) -> Record | None:

@@ -67,6 +67,16 @@ def test_after_a_reboot_a_volatile_record_means_nothing(boot: Callable[[str], Jo
     assert boot("boot-2").sessions() == [(KEY, SPEC, early)]
 
 
+def test_what_a_newer_agent_wrote_beside_is_passed_over(boot: Callable[[str], Journal], tmp_path: Path) -> None:
+    """An agent that was rolled back must start, and take its sessions up."""
+    boot("boot-1").write(KEY, SPEC, FACTS, durable=True)
+    (path,) = (tmp_path / "state").rglob("uid-1.source.json")
+    record = json.loads(path.read_text())
+    record["spec"]["of_tomorrow"] = record["facts"]["of_tomorrow"] = True
+    path.write_text(json.dumps(record))
+    assert boot("boot-1").sessions() == [(KEY, SPEC, FACTS)]
+
+
 def test_both_sides_of_a_migration_on_one_node_are_kept_apart(boot: Callable[[str], Journal]) -> None:
     journal = boot("boot-1")
     for role in Role:
