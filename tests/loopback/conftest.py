@@ -1,10 +1,11 @@
-"""Two nodes per module of tests: simulators and keepers are processes of their own."""
+"""Two nodes per module of tests, whose simulators and keepers are processes of their own; a bench for one stream."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from loopback.agents_world import Node
+from loopback.stream_bench import Bench
 
 
 @pytest.fixture(scope="module")
@@ -13,3 +14,10 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node
     yield made[0], made[1]
     for node in made:
         node.end()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.close()
