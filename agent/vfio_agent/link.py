@@ -116,8 +116,11 @@ class Link:
     async def _receive(self, call: Any, address: str) -> None:
         while True:
             # the operator pings every few seconds: a connection without them leads nowhere
-            async with asyncio.timeout(SILENCE_SECONDS):
-                message = await call.read()
+            try:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    message = await call.read()
+            except TimeoutError:
+                raise ConnectionError(f"the operator at {address} has said nothing for {SILENCE_SECONDS:g} s") from None
             if message is grpc.aio.EOF:
                 return
             if message.HasField("ping"):

@@ -35,10 +35,14 @@ async def forbidden(
     return verdict(requester, devices, permissions)
 
 
-async def may_use_all(api: OperatorApi, body: Mapping[str, Any]) -> bool:
-    """Whether the requester may use every device there is. Errors as `forbidden`."""
+async def may_use_all(api: OperatorApi, body: Mapping[str, Any]) -> tuple[Failure | None, bool]:
+    """Whether the requester may use every device there is; with a failure if nobody knows who asked. Errors as
+    `forbidden`.
+    """
     requester = requester_of(body)
-    return requester is not None and (await api.access(requester, "use", API, "vfiodevices")).allowed
+    if requester is None:
+        return unknown(), False
+    return None, (await api.access(requester, "use", API, "vfiodevices")).allowed
 
 
 async def review(

@@ -18,8 +18,8 @@ from vfio_operator.janitor import Janitor
 from vfio_operator.kube import API_ERRORS, OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
-from vfio_operator.migration import Context, MigrationTask, ends_of
-from vfio_operator.observed import DeviceRecord, Pair
+from vfio_operator.migration import Context, MigrationTask
+from vfio_operator.observed import DeviceRecord, Pair, ends_of
 from vfio_operator.sweeper import Sweeper
 
 log = structlog.get_logger()

@@ -101,17 +101,17 @@ class Executor:
 
     async def authorize(self, action: Authorize) -> None:
         """Ask the API server what the requester may do with these pairs' devices; without pairs, whether with all."""
-        wanted = []
-        for pair in action.pairs:
-            for role, node, address in (
-                (Role.SOURCE, pair.source_node, pair.source_device),
-                (Role.TARGET, pair.target_node, pair.target_device),
-            ):
-                wanted.append(Wanted(pair.name, role, node, address, device_object_name(node, address)))
-        self._memory.forbidden = await forbidden(self._api, self._memory.body, wanted)
-        if not action.pairs:
-            self._memory.shows_all = await may_use_all(self._api, self._memory.body)
-        self._memory.authorized = action.pairs
+        memory = self._memory
+        if action.pairs:
+            wanted = [
+                Wanted(pair.name, role, node, address, device_object_name(node, address))
+                for pair in action.pairs
+                for role, node, address in pair.ends
+            ]
+            memory.forbidden = await forbidden(self._api, memory.body, wanted)
+        else:
+            memory.forbidden, memory.shows_all = await may_use_all(self._api, memory.body)
+        memory.authorized = action.pairs
 
     async def claim(self, observed: Observed, action: Claim) -> None:
         """Reserve every device, or fail with the one that another migration has."""
@@ -164,11 +164,7 @@ class Executor:
 
         Not of the watch: it may not have listed the devices yet. A device that is not there is not claimed.
         """
-        names = sorted(
-            device_object_name(node, address)
-            for p in pairs
-            for node, address in ((p.source_node, p.source_device), (p.target_node, p.target_device))
-        )
+        names = sorted(device_object_name(node, address) for pair in pairs for _, node, address in pair.ends)
         for batch in (names[i : i + PARALLEL_CLAIMS] for i in range(0, len(names), PARALLEL_CLAIMS)):
             for name, found in zip(batch, await asyncio.gather(*map(self._device, batch)), strict=True):
                 if found is not None and found.claim_uid == observe.key_of(self._memory.body).uid:
@@ -190,13 +186,7 @@ class Executor:
             if not p.connected and (p.touched or observed.inherited) and not is_released(p)
         }
         away = {
-            end
-            for pair in observed.pairs
-            for role, end in (
-                (Role.SOURCE, (pair.source_node, pair.source_device)),
-                (Role.TARGET, (pair.target_node, pair.target_device)),
-            )
-            if (end[0], role) in absent
+            (node, address) for pair in observed.pairs for role, node, address in pair.ends if (node, role) in absent
         }
         held = [r for r in self._inventory.values() if r.object_name in self._memory.claims]
         free = [r for r in held if (r.node, r.address) not in away]

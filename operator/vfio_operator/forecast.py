@@ -145,9 +145,9 @@ def _kinds(observed: Observed, pairs: tuple[Pair, ...]) -> dict[str, str]:
     """Node -> the models of its devices in this migration."""
     found: dict[str, set[str]] = {}
     for pair in pairs:
-        for end in ((pair.source_node, pair.source_device), (pair.target_node, pair.target_device)):
-            record = observed.inventory.get(end)
-            found.setdefault(end[0], set()).add(record.model if record else "")
+        for _, node, device in pair.ends:
+            record = observed.inventory.get((node, device))
+            found.setdefault(node, set()).add(record.model if record else "")
     return {node: ",".join(sorted(models)) for node, models in found.items()}
 
 
@@ -167,7 +167,10 @@ def not_acknowledged(observed: Observed) -> tuple[DeviceReport, ...]:
 
 def within_limit(observed: Observed) -> bool:
     """Every device's initial bytes are loaded at the target, and the forecast keeps the downtime limit."""
-    found = forecast(observed)
+    return _keeps(observed, forecast(observed))
+
+
+def _keeps(observed: Observed, found: Forecast | None) -> bool:
     if found is None or not found.sized or not_acknowledged(observed):
         return False
     return found.total <= observed.wish.strategy.downtime_limit_milliseconds * 1000
@@ -181,7 +184,7 @@ def converged(observed: Observed) -> bool:
     more passes make the downtime as short as it can be.
     """
     found = forecast(observed)
-    if found is None or not within_limit(observed):
+    if found is None or not _keeps(observed, found):
         return False
     return observed.lingered or not _copies(observed) or found.transfer <= found.total - found.transfer
 

@@ -71,7 +71,8 @@ class Janitor:
     async def _end(self, uid: str, sessions: list[tuple[str, SessionReport]]) -> None:
         """Have the sessions of a migration that is gone or finished brought to their end."""
         moment = asyncio.get_running_loop().time()
-        if moment - self._tried.get(uid, -AGAIN_SECONDS) < AGAIN_SECONDS:
+        self._tried = {tried: at for tried, at in self._tried.items() if moment - at < AGAIN_SECONDS}
+        if uid in self._tried:
             return
         switchover = await self._lists.switchover_of(uid)
         key = self._key(uid, switchover)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from vfio_operator.history import History
 from vfio_operator.kube import API_ERRORS, OperatorApi, brief, now
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
-from vfio_operator.observed import DeviceRecord, Observed, Pair, Participant
+from vfio_operator.observed import DeviceRecord, Observed, Pair, Participant, ends_of
 from vfio_operator.plan import first_failure, not_converged, plan, rolls_back
 from vfio_operator.publish import Publisher
 from vfio_operator.steps import PREPARE_SECONDS
@@ -126,8 +126,8 @@ class MigrationTask:
         backoff = FIRST_BACKOFF
         while True:
             self._wake.clear()
-            if self._missed and not self._memory.gone and await self._vanished():
-                self.gone()
+            if self._missed:
+                await self._look_again()
             observed = self._observe()
             planned = plan(observed)
             if rolls_back(observed):
@@ -177,22 +177,43 @@ class MigrationTask:
             else:
                 return
 
-    async def _vanished(self) -> bool:
-        """Whether the object is certainly not there any more; another one of its name is not it."""
+    async def _read(self) -> Mapping[str, Any] | None:
+        """The object now, None if it is gone; another one of its name is not it. Raises API_ERRORS in doubt."""
         try:
             found = await self._context.api.migration(self.key)
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        return found if found["metadata"]["uid"] == self.key.uid else None
+
+    async def _vanished(self) -> bool:
+        """Whether the object is certainly not there any more."""
+        try:
+            return await self._read() is None
+        except API_ERRORS:
+            return False
+
+    async def _look_again(self) -> None:
+        """Once for each time that the watch missed the object; again only if the API server did not tell."""
+        try:
+            found = await self._read()
         except API_ERRORS as error:
-            return isinstance(error, ApiException) and error.status == 404
-        return bool(found["metadata"]["uid"] != self.key.uid)
+            self._log.warning("cannot tell whether the object is gone", error=brief(error))
+            return
+        self._missed = False
+        if found is None:
+            self.gone()
 
     async def _read_again(self) -> None:
         """The watch may be behind: what an earlier leader wrote last decides how to go on."""
-        if await self._vanished():
+        found = await self._read()
+        if found is None:
             self.gone()
         else:
-            self._memory.body = await self._context.api.migration(self.key)
-            self._publisher.written(self._memory.body)
-            self._clockwork.remember(self._memory.body)
+            self._memory.body = found
+            self._publisher.written(found)
+            self._clockwork.remember(found)
 
     async def _recall_what_is_left(self) -> None:
         self.gone()
@@ -376,13 +397,6 @@ class MigrationTask:
             self._context.history.succeeded(observed)
         self._context.agents.forget(self.key.uid)
         self._log.info("finished", phase=finish.phase.value, message=planned.sentence)
-
-
-def ends_of(pairs: Iterable[Pair]) -> frozenset[tuple[str, str]]:
-    """(node, address) of every device of these pairs."""
-    pairs = tuple(pairs)
-    sources = {(p.source_node, p.source_device) for p in pairs}
-    return frozenset(sources | {(p.target_node, p.target_device) for p in pairs})
 
 
 def _delivered(sent: Sent | None, stream: AgentStream | None) -> bool:

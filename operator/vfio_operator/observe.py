@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from vfio_api.device import MigrationFlags
 from vfio_api.models import MigrationSpec, OnConvergenceTimeout, PauseMethod, parse_quantity
 from vfio_api.names import FINALIZER
+from vfio_api.reasons import ConditionReason
 from vfio_api.types import MigrationKey, Outcome
 from vfio_operator.observed import DeviceRecord, Pair, Shorthand, Strategy, Switchover, Wish
 
 Body = Mapping[str, Any]
-REHEARSED = "Rehearsed"  # the reason of condition Converged that marks the turning point of a rehearsal
 
 
 def key_of(body: Body) -> MigrationKey:
@@ -107,9 +107,9 @@ def brought_up_to_date(body: Body) -> dict[str, Any]:
 
 
 def is_rehearsed(body: Body) -> bool:
-    """Whether a rehearsal's turning point was written down."""
+    """Whether a rehearsal's turning point was written down: the reason of its condition Converged."""
     conditions = body.get("status", {}).get("conditions", ())
-    return any(c["type"] == "Converged" and c["reason"] == REHEARSED for c in conditions)
+    return any(c["type"] == "Converged" and c["reason"] == ConditionReason.REHEARSED for c in conditions)
 
 
 def persisted_pairs(body: Body) -> tuple[Pair, ...]:

@@ -1,6 +1,6 @@
 """Everything the plan looks at, as one frozen picture: the resource, the inventory, and what the agents report."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -40,6 +40,19 @@ class Pair:
     source_device: str
     target_node: str
     target_device: str
+
+    @property
+    def ends(self) -> tuple[tuple[Role, str, str], tuple[Role, str, str]]:
+        """(role, node, address) of its source and of its target."""
+        return (
+            (Role.SOURCE, self.source_node, self.source_device),
+            (Role.TARGET, self.target_node, self.target_device),
+        )
+
+
+def ends_of(pairs: Iterable[Pair]) -> frozenset[tuple[str, str]]:
+    """(node, address) of every device of these pairs."""
+    return frozenset((node, address) for pair in pairs for _, node, address in pair.ends)
 
 
 @dataclass(frozen=True, slots=True)

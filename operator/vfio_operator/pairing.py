@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from vfio_api.errors import Reason
+from vfio_api.models_common import MAX_PAIRS
 from vfio_api.types import Failure
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Shorthand
 
-MAX_PAIRS = 256
 _SHOWN = 5
 
 

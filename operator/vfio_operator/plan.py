@@ -15,7 +15,7 @@ from vfio_operator.actions import Authorize, Finish, Plan, Step
 from vfio_operator.forecast import forecast, not_acknowledged, planned
 from vfio_operator.observed import Observed, Pair
 from vfio_operator.resolve import resolve
-from vfio_operator.steps import FORWARD, REHEARSAL, REHEARSAL_BACK, ROLLBACK, all_reached, sources_run
+from vfio_operator.steps import API_SECONDS, FORWARD, REHEARSAL, REHEARSAL_BACK, ROLLBACK, all_reached, sources_run
 
 # Right after an election agents have not dialled yet; right after another migration the inventory may still show who
 # held a device before: these refusals may be premature.
@@ -33,8 +33,9 @@ _MAY_CHANGE = (
 
 def plan(observed: Observed) -> Plan:
     """The next actions for `observed`. Total: every picture has a plan, and a finished one ends in Finish."""
-    # once it has begun, the inventory rules no longer
-    early = None if observed.pairs or observed.claims else _validate(observed)
+    # once it has begun, or has failed to, the inventory rules no longer
+    begun = bool(observed.pairs or observed.claims) or observed.failure is not None
+    early = None if begun else _validate(observed)
     if early is not None:
         return early
     if observed.exhausted:
@@ -62,17 +63,17 @@ def _validate(observed: Observed) -> Plan | None:
     named = observed.wish.pairs
     if named and observed.authorized != named and not observed.wish.unsupported:
         # first of all: who may not use a device is not told who else uses it
-        return Plan("Authorize", Phase.PENDING, (Authorize(named),), "asking what the requester may use")
+        return _authorize(named)
     if named and observed.forbidden is not None:
         return _refused(named, observed.forbidden)
     if observed.authorized is None and not observed.wish.unsupported:
-        return Plan("Authorize", Phase.PENDING, (Authorize(()),), "asking what the requester may use")
+        return _authorize(())
     found = resolve(observed)
     refused = found.failure
     if refused is not None and _premature(observed, refused):
         return Plan("AwaitInventory", Phase.PENDING, (), f"waiting for the inventory: {refused.message}")
     if refused is None and observed.authorized != found.pairs:
-        return Plan("Authorize", Phase.PENDING, (Authorize(found.pairs),), "asking what the requester may use")
+        return _authorize(found.pairs)
     refused = refused or observed.forbidden
     if refused is not None:
         # what a shorthand stands for is not told to who may not use it
@@ -81,6 +82,10 @@ def _validate(observed: Observed) -> Plan | None:
         sentence = f"{len(found.pairs)} pairs can migrate; forecast downtime {planned(observed, found.pairs)}"
         return Plan("Planned", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence, pairs=found.pairs)
     return None
+
+
+def _authorize(pairs: tuple[Pair, ...]) -> Plan:
+    return Plan("Authorize", Phase.PENDING, (Authorize(pairs),), "asking what the requester may use", API_SECONDS)
 
 
 def _refused(pairs: tuple[Pair, ...], *why: Failure) -> Plan:
@@ -176,8 +181,9 @@ def not_converged(observed: Observed) -> Failure:
 
 
 def _give_up(observed: Observed) -> Plan:
-    if not rolls_back(observed) and all_reached(Role.TARGET, Goal.RUNNING)(observed):
-        sentence = "every device runs at its target; what could not be released is released later"
+    there = all_reached(Role.TARGET, Goal.RUNNING)(observed) or (observed.rehearsed and sources_run(observed))
+    if there and not rolls_back(observed):
+        sentence = f"{_success(observed)}; what could not be released is released later"
         return Plan("GiveUp", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence)
     committed = observed.switchover.decision is Outcome.COMMIT
     lost = Reason.TARGET_LOST_AFTER_COMMIT if committed else Reason.ROLLBACK_INCOMPLETE

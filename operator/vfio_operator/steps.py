@@ -25,7 +25,7 @@ from vfio_operator.actions import (
     Unclaim,
 )
 from vfio_operator.forecast import converged, not_acknowledged, within_limit
-from vfio_operator.observed import Observed, Participant, has_reached
+from vfio_operator.observed import Observed, Participant, ends_of, has_reached
 
 PREPARE_SECONDS = 60.0
 RELEASE_SECONDS = 30.0
@@ -158,8 +158,7 @@ def _converged(observed: Observed) -> bool:
 
 def claimed_devices(observed: Observed) -> tuple[tuple[str, str], ...]:
     """(node, address) of every device of the migration, in an order that all migrations share (no deadlocks)."""
-    ends = {(p.source_node, p.source_device) for p in observed.pairs}
-    return tuple(sorted(ends | {(p.target_node, p.target_device) for p in observed.pairs}))
+    return tuple(sorted(ends_of(observed.pairs)))
 
 
 def _all_claimed(observed: Observed) -> bool:
@@ -181,13 +180,21 @@ def _switchover_seconds(observed: Observed) -> float:
 _P, _S, _T = Phase, Role.SOURCE, Role.TARGET
 
 FORWARD: tuple[Step, ...] = (
-    Step("AddFinalizer", _P.PENDING, lambda o: o.has_finalizer, lambda _o: (AddFinalizer(),), "accepted"),
+    Step(
+        "AddFinalizer",
+        _P.PENDING,
+        lambda o: o.has_finalizer,
+        lambda _o: (AddFinalizer(),),
+        "accepted",
+        _api_seconds,
+    ),
     Step(
         "PersistPairs",
         _P.PENDING,
         lambda o: bool(o.pairs),
         lambda o: (PersistPairs(o.authorized or ()),),
         "validated",
+        _api_seconds,
     ),
     Step(
         "Claim",
@@ -293,7 +300,7 @@ FORWARD: tuple[Step, ...] = (
         "handing the targets over",
         lambda _o: RELEASE_SECONDS,
     ),
-    Step("Unclaim", _P.STARTING, lambda o: not o.claims, lambda _o: (Unclaim(),), "dropping the claims"),
+    Step("Unclaim", _P.STARTING, lambda o: not o.claims, lambda _o: (Unclaim(),), "dropping the claims", _api_seconds),
 )
 
 ROLLBACK: tuple[Step, ...] = (
@@ -336,7 +343,9 @@ ROLLBACK: tuple[Step, ...] = (
         "ending the source sessions: {failure}",
         lambda _o: RELEASE_SECONDS,
     ),
-    Step("Unclaim", _P.ROLLING_BACK, lambda o: not o.claims, lambda _o: (Unclaim(),), "dropping the claims"),
+    Step(
+        "Unclaim", _P.ROLLING_BACK, lambda o: not o.claims, lambda _o: (Unclaim(),), "dropping the claims", _api_seconds
+    ),
 )
 
 
@@ -346,6 +355,7 @@ _REHEARSED = Step(
     lambda o: o.rehearsed,
     lambda _o: (PersistRehearsal(),),
     "rehearsed: the switchover could begin",
+    _api_seconds,
 )
 _BACK = {step.name: step for step in ROLLBACK}
 

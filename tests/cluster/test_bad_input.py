@@ -168,9 +168,7 @@ def test_a_device_that_cannot_says_so_with_errno_and_next_step(
 def test_a_claimed_device_names_the_other_migration(world: World) -> None:
     first = migration("first", pairs(["sim0"]), strategy={"bandwidthLimitBytesPerSecond": 1 << 20})
     world.apply(first)
-    world.stack.wait_until(
-        lambda: world.stack.get("vfm", "first").get("status", {}).get("phase") == "PreCopy", "first is in pre-copy"
-    )
+    world.in_pre_copy("first")
     found = world.run(migration("second", pairs(["sim0"])))
     assert condition(found, "Succeeded")["reason"] == "DeviceClaimed"
     assert "is claimed by migration default/first" in condition(found, "Succeeded")["message"]

@@ -17,12 +17,6 @@ SLOW = {"strategy": {"bandwidthLimitBytesPerSecond": 4 << 20}}
 STRIP = '{"metadata":{"finalizers":null}}'
 
 
-def in_pre_copy(world: World, name: str, namespace: str = "default") -> None:
-    world.stack.wait_until(
-        lambda: world.stack.get("vfm", name, "-n", namespace).get("status", {}).get("phase") == "PreCopy", "pre-copy"
-    )
-
-
 def settled(world: World, side: str, addresses: list[str] = SETS) -> None:
     """Wait until the devices run on `side` with their marks and nowhere else, and nothing is claimed or left."""
     other = "node-b" if side == "node-a" else "node-a"
@@ -99,7 +93,7 @@ def test_a_target_node_that_answers_nothing_in_pre_copy_ends_it_and_is_blanked_w
     with world.workload():
         strategy = {"bandwidthLimitBytesPerSecond": 1 << 20, "convergenceTimeoutSeconds": 15}
         world.apply(migration("silent", pairs(), strategy=strategy))
-        in_pre_copy(world, "silent")
+        world.in_pre_copy("silent")
         os.kill(node.agent.pid, signal.SIGSTOP)
         try:
             found = world.finished("silent")
@@ -119,7 +113,7 @@ def test_force_deleted_with_its_finalizer_stripped_it_is_rolled_back_all_the_sam
     with world.workload(), stopping_takes_its_time(world) if moment == "switchover" else nullcontext():
         world.apply(migration(name, pairs(), **(SLOW if moment == "pre-copy" else {})))
         if moment == "pre-copy":
-            in_pre_copy(world, name)
+            world.in_pre_copy(name)
         else:
             in_switchover(world)
         world.stack.kubectl("delete", "vfm", name, "--wait=false")
@@ -132,7 +126,7 @@ def test_made_again_under_its_name_while_the_first_is_rolled_back(world: World) 
     """The second has another UID: it inherits neither claims nor decision, and waits for nobody's devices."""
     with world.workload():
         world.apply(migration("twice", pairs(), **SLOW))
-        in_pre_copy(world, "twice")
+        world.in_pre_copy("twice")
         world.stack.kubectl("delete", "vfm", "twice", "--wait=false")
         world.stack.kubectl("patch", "vfm", "twice", "--type=merge", "-p", STRIP)
         found = world.run(migration("twice", pairs()))
@@ -148,7 +142,7 @@ def test_its_namespace_deleted_in_mid_flight(world: World) -> None:
         world.stack.kubectl("create", "namespace", "doomed")
         made = migration("inside", pairs(), namespace="doomed", **SLOW)
         world.stack.kubectl("apply", "-f", "-", input=json.dumps(made))
-        in_pre_copy(world, "inside", "doomed")
+        world.in_pre_copy("inside", "doomed")
         world.stack.kubectl("delete", "namespace", "doomed", "--timeout=60s")
         settled(world, "node-a")
 
@@ -170,7 +164,7 @@ def test_a_node_object_deleted_in_mid_flight_does_not_strand_the_devices(world: 
     with world.workload():
         try:
             world.apply(migration("nodeless", pairs(), **SLOW))
-            in_pre_copy(world, "nodeless")
+            world.in_pre_copy("nodeless")
             world.stack.kubectl("delete", "node", "node-a")
             world.stack.kubectl("patch", "vfm", "nodeless", "--type=merge", "-p", '{"spec":{"cancel":true}}')
             assert world.finished("nodeless")["status"]["phase"] == "Cancelled"
@@ -219,7 +213,7 @@ def test_a_copied_manifest_with_the_label_of_finished_ones_is_looked_after_all_t
 def test_the_label_of_finished_ones_on_one_that_is_under_way_changes_nothing(world: World) -> None:
     with world.workload("node-a", ["sim0"]):
         world.apply(migration("labelled", pairs(["sim0"]), **SLOW))
-        in_pre_copy(world, "labelled")
+        world.in_pre_copy("labelled")
         world.stack.kubectl("label", "vfm", "labelled", "vfiomigration.io/finished=true")
         found = world.finished("labelled", 90)
         assert found["status"]["phase"] == "Succeeded", found["status"]["message"]

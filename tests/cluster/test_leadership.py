@@ -53,9 +53,7 @@ def test_a_standby_writes_nothing_and_takes_over_in_mid_migration(
             strategy={"bandwidthLimitBytesPerSecond": 8 << 20},
         )
         world.apply(slow)
-        world.stack.wait_until(
-            lambda: world.stack.get("vfm", "handed-over").get("status", {}).get("phase") == "PreCopy", "pre-copy"
-        )
+        world.in_pre_copy("handed-over")
         world.operator.kill()
         standby.wait_for('"event": "leading"', 60)
         world.operator = standby
@@ -88,9 +86,7 @@ def test_what_vanished_while_nobody_led_is_ended_by_the_next_leader(world: World
         since = len(world.stack.nodes["node-a"].arcs())
         world.apply(migration(name, crossed, strategy=strategy))
         if moment == "PreCopy":
-            world.stack.wait_until(
-                lambda: world.stack.get("vfm", name).get("status", {}).get("phase") == "PreCopy", "pre-copy"
-            )
+            world.in_pre_copy(name)
         else:
             world.stack.wait_until(lambda: "STOP_COPY" in world.states("node-a", ["sim0", "sim1"]), "stopped")
         world.operator.kill()

@@ -93,9 +93,7 @@ def test_a_device_that_falls_into_error_is_said_to_be_lost_and_its_peers_run_on(
 def test_cancel_in_pre_copy(world: World) -> None:
     with world.workload():
         world.apply(migration("cancel", pairs(), **SLOW))
-        world.stack.wait_until(
-            lambda: world.stack.get("vfm", "cancel").get("status", {}).get("phase") == "PreCopy", "pre-copy"
-        )
+        world.in_pre_copy("cancel")
         world.stack.kubectl("patch", "vfm", "cancel", "--type=merge", "-p", '{"spec":{"cancel":true}}')
         found = world.finished("cancel")
         assert found["status"]["phase"] == "Cancelled"
@@ -107,9 +105,7 @@ def test_cancel_in_pre_copy(world: World) -> None:
 def test_delete_in_pre_copy_rolls_back_before_the_object_goes(world: World) -> None:
     with world.workload():
         world.apply(migration("deleted", pairs(), **SLOW))
-        world.stack.wait_until(
-            lambda: world.stack.get("vfm", "deleted").get("status", {}).get("phase") == "PreCopy", "pre-copy"
-        )
+        world.in_pre_copy("deleted")
         world.stack.kubectl("delete", "vfm", "deleted", "--timeout=30s")
         assert_sources_run_on(world)
 
@@ -126,9 +122,7 @@ def test_convergence_timeout_aborts(world: World) -> None:
 def test_an_agent_killed_in_pre_copy_rolls_back(world: World) -> None:
     with world.workload():
         world.apply(migration("killed", pairs(), **SLOW))
-        world.stack.wait_until(
-            lambda: world.stack.get("vfm", "killed").get("status", {}).get("phase") == "PreCopy", "pre-copy"
-        )
+        world.in_pre_copy("killed")
         node = world.stack.nodes["node-a"]
         assert node.agent is not None
         node.agent.kill()
@@ -163,9 +157,7 @@ def test_a_claim_of_a_migration_that_never_was_is_freed_and_one_that_is_needed_s
 def test_a_target_agent_that_was_away_at_the_end_is_blanked_when_it_comes_back(world: World) -> None:
     with world.workload():
         world.apply(migration("away", pairs(), **SLOW))
-        world.stack.wait_until(
-            lambda: world.stack.get("vfm", "away").get("status", {}).get("phase") == "PreCopy", "pre-copy"
-        )
+        world.in_pre_copy("away")
         node = world.stack.nodes["node-b"]
         assert node.agent is not None
         node.agent.kill()

@@ -119,6 +119,13 @@ class World:
         self.stack.kubectl("wait", "--for=condition=Finished", f"vfm/{name}", f"--timeout={timeout}s")
         return self.stack.get("vfm", name)
 
+    def in_pre_copy(self, name: str, namespace: str = "default") -> None:
+        """Wait until a migration is in pre-copy."""
+        self.stack.wait_until(
+            lambda: self.stack.get("vfm", name, "-n", namespace).get("status", {}).get("phase") == "PreCopy",
+            f"{name} is in pre-copy",
+        )
+
     def run(self, manifest: Json, timeout: int = 60) -> Json:
         """Apply, wait for the end, return the object."""
         return self.finished(self.apply(manifest), timeout)

@@ -11,7 +11,7 @@ from vfio_api.models_migration import Mode
 from vfio_api.models_status import Phase
 from vfio_api.types import Failure, Role
 from vfio_operator.actions import Finish
-from vfio_operator.observed import Known, Wish
+from vfio_operator.observed import Known, Observed, Wish
 from vfio_operator.plan import plan
 
 S = DeviceState
@@ -104,6 +104,23 @@ def test_after_the_turning_point_a_target_whose_stream_was_closed_is_no_failure(
 
     world.run(breaks)
     assert world.check_end() is ends
+
+
+def test_claims_that_cannot_be_dropped_do_not_make_a_rehearsal_fail() -> None:
+    world = World(ONE_TO_ONE, mode=Mode.REHEARSE)
+    last: list[Observed] = []
+    world.run(lambda _tick: last.append(world.observe()))
+    stuck = next(o for o in last if plan(o).step == "Unclaim")
+    planned = plan(replace(stuck, exhausted=True))
+    assert (planned.step, planned.phase) == ("GiveUp", Phase.SUCCEEDED)
+    assert plan(stuck).timeout_seconds > 0
+
+
+def test_rights_that_cannot_be_asked_for_end_it_in_time() -> None:
+    observed = World(ONE_TO_ONE).observe()
+    assert plan(observed).timeout_seconds > 0
+    late = Failure(Reason.STEP_TIMEOUT, "step Authorize was not done")
+    assert plan(replace(observed, failure=late)).actions == (Finish(Phase.FAILED, late),)
 
 
 # --- rights
