@@ -76,6 +76,7 @@ async def run(settings: AgentSettings) -> None:
             settings.token_file,
             metrics,
             settings.operator_address,
+            settings.silence_seconds,
         )
         broker = Broker(settings.broker_socket, holdings, inventory.changed, agent.busy)
         log.info("agent started", data_address=advertised, metrics_port=metrics_server[0].server_port)

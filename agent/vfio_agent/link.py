@@ -21,7 +21,6 @@ from vfio_api.v1 import agent_pb2_grpc
 log = structlog.get_logger()
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0  # well below any switchover timeout
 CONNECT_SECONDS = 5.0
-SILENCE_SECONDS = 20.0
 CHANNEL_OPTIONS = [
     ("grpc.ssl_target_name_override", TLS_NAME),
     ("grpc.keepalive_time_ms", 5_000),
@@ -34,7 +33,10 @@ CHANNEL_OPTIONS = [
 
 
 class Link:
-    """Keeps one stream to the leader open for `agent`; `hello` is sent with the sessions of the moment."""
+    """Keeps one stream to the leader open for `agent`; `hello` is sent with the sessions of the moment.
+
+    address: overrides the leader's own. silence_seconds: a leader pings; one that says nothing for so long is not there.
+    """
 
     def __init__(
         self,
@@ -44,9 +46,10 @@ class Link:
         token_file: Path,
         metrics: AgentMetrics,
         address: str = "",
+        silence_seconds: float = 20.0,
     ):
         self._agent, self._api, self._hello, self._token_file = agent, api, hello, token_file
-        self._metrics, self._address = metrics, address
+        self._metrics, self._address, self._silence_seconds = metrics, address, silence_seconds
         self._writing = asyncio.Lock()
 
     async def run(self) -> None:
@@ -117,10 +120,11 @@ class Link:
         while True:
             # the operator pings every few seconds: a connection without them leads nowhere
             try:
-                async with asyncio.timeout(SILENCE_SECONDS):
+                async with asyncio.timeout(self._silence_seconds):
                     message = await call.read()
             except TimeoutError:
-                raise ConnectionError(f"the operator at {address} has said nothing for {SILENCE_SECONDS:g} s") from None
+                seconds = self._silence_seconds
+                raise ConnectionError(f"the operator at {address} has said nothing for {seconds:g} s") from None
             if message is grpc.aio.EOF:
                 return
             if message.HasField("ping"):

@@ -37,4 +37,5 @@ class AgentSettings(BaseSettings):
     metrics_host: str = "0.0.0.0"  # noqa: S104 - scraped from other nodes
     metrics_port: int = 9102
     inventory_seconds: float = 10.0
+    silence_seconds: float = 20.0  # a leader that does not even ping for so long is not there
     log_level: str = "info"

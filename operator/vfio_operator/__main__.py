@@ -48,8 +48,15 @@ class Operator:
             renew_deadline_seconds=settings.renew_deadline_seconds,
             retry_seconds=settings.retry_seconds,
         )
-        coordinator = Coordinator(self._api, leadership, self.metrics)
-        link = AgentLink(coordinator.agents, self._api, leadership, self.metrics)
+        coordinator = Coordinator(self._api, leadership, self.metrics, settings)
+        link = AgentLink(
+            coordinator.agents,
+            self._api,
+            leadership,
+            self.metrics,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            dead_seconds=settings.dead_seconds,
+        )
         server, port = await start_server(link, self._identity, settings.listen_host, settings.listen_port)
         leadership.address = f"{settings.advertise_host}:{port}"
         web, web_thread = start_http_server(settings.metrics_port, settings.metrics_host, self.metrics.registry)

@@ -28,8 +28,6 @@ _Context = grpc.aio.ServicerContext[pb.AgentMessage, pb.OperatorMessage]
 HELLO_SECONDS = 10.0
 QUEUED_COMMANDS = 1024
 PING_SECONDS = 1.0  # at most so often, while a migration wants to know
-HEARTBEAT_SECONDS = 5.0  # at least so often
-DEAD_SECONDS = 10.0  # an agent that answers no ping for so long is not there, whatever its connection says
 SERVER_OPTIONS = [
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
@@ -180,10 +178,22 @@ class Agents:
 
 
 class AgentLink(agent_pb2_grpc.AgentLinkServicer):
-    """The gRPC service."""
+    """The gRPC service. Agents are pinged at least every `heartbeat_seconds`; one that answers no ping for
+    `dead_seconds` is not there, whatever its connection says.
+    """
 
-    def __init__(self, agents: Agents, api: OperatorApi, leadership: Leadership, metrics: OperatorMetrics):
+    def __init__(
+        self,
+        agents: Agents,
+        api: OperatorApi,
+        leadership: Leadership,
+        metrics: OperatorMetrics,
+        *,
+        heartbeat_seconds: float,
+        dead_seconds: float,
+    ):
         self._agents, self._api, self._leadership, self._metrics = agents, api, leadership, metrics
+        self._heartbeat_seconds, self._dead_seconds = heartbeat_seconds, dead_seconds
 
     async def Connect(  # noqa: N802 - the name of the rpc
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: _Context
@@ -246,10 +256,10 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
 
     async def _watch(self, stream: AgentStream) -> None:
         """End the stream of an agent that hangs: TCP and gRPC may go on thinking that it is there."""
-        while self._agents.silent_seconds(stream) < DEAD_SECONDS:
+        while self._agents.silent_seconds(stream) < self._dead_seconds:
             self._agents.ping([stream.node])
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-        raise TimeoutError(f"no answer to a ping for {DEAD_SECONDS:g} s")
+            await asyncio.sleep(self._heartbeat_seconds)
+        raise TimeoutError(f"no answer to a ping for {self._dead_seconds:g} s")
 
     async def _write(self, stream: AgentStream, context: _Context) -> None:
         welcome = pb.Welcome(epoch=self._leadership.epoch, node=stream.node)

@@ -19,19 +19,21 @@ from vfio_operator.kube import API_ERRORS, OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.migration import Context, MigrationTask
-from vfio_operator.observed import DeviceRecord, Pair, ends_of
+from vfio_operator.observed import DeviceRecord, Limits, Pair, ends_of
+from vfio_operator.settings import OperatorSettings
 from vfio_operator.sweeper import Sweeper
 
 log = structlog.get_logger()
-SETTLE_SECONDS = 10.0
 FIRST_RESTART_SECONDS, LAST_RESTART_SECONDS = 5.0, 300.0
 
 
 class Coordinator:
     """Keeps what the watches say, and one task per active migration while this replica leads."""
 
-    def __init__(self, api: OperatorApi, leadership: Leadership, metrics: OperatorMetrics):
-        self._api, self._leadership, self._metrics = api, leadership, metrics
+    def __init__(
+        self, api: OperatorApi, leadership: Leadership, metrics: OperatorMetrics, settings: OperatorSettings
+    ):
+        self._api, self._leadership, self._metrics, self._settings = api, leadership, metrics, settings
         self._history = History()
         leadership.written = self._history.wrote
         self.agents = Agents(self._woken, metrics, self._history)
@@ -66,10 +68,17 @@ class Coordinator:
 
     def lead(self) -> None:
         """This replica was elected: start a task for every active migration."""
-        settled_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        settings = self._settings
         inventory = MappingProxyType(self._devices)
         self._context = Context(
-            self._api, self.agents, self._leadership, self._metrics, inventory, self._history, settled_at
+            self._api,
+            self.agents,
+            self._leadership,
+            self._metrics,
+            inventory,
+            self._history,
+            settled_at=asyncio.get_running_loop().time() + settings.settle_seconds,
+            limits=Limits(settings.prepare_seconds, settings.release_seconds, settings.api_seconds),
         )
         self._metrics.leader.set(1)
         self._metrics.epoch.set(self._leadership.epoch)
@@ -81,7 +90,7 @@ class Coordinator:
         janitor = Janitor(self._api, self.agents, inventory, self._tasks.__contains__, self._undertake)
         sweeper = Sweeper(self._api, self._metrics)
         self._background = [
-            asyncio.create_task(janitor.run(), name="janitor"),
+            asyncio.create_task(janitor.run(settings.janitor_seconds), name="janitor"),
             asyncio.create_task(sweeper.run(), name="sweeper"),
         ]
 

@@ -30,7 +30,7 @@ from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Switchover
 from vfio_operator.requester import Wanted
-from vfio_operator.steps import PREPARE_SECONDS, is_released, wants_pre_copy
+from vfio_operator.steps import is_released, wants_pre_copy
 
 log = structlog.get_logger()
 MAX_ATTEMPTS = 6
@@ -242,7 +242,7 @@ class Executor:
         self._agents.send(action.node, self._command(observed, action))
 
     def _command(self, observed: Observed, action: Send) -> Command:
-        seconds: float = PREPARE_SECONDS
+        seconds = observed.limits.prepare_seconds
         if action.goal in (Goal.QUIESCED, Goal.STOP_COPY):
             seconds = observed.wish.strategy.switchover_timeout_seconds
         prepare = action.goal is Goal.PREPARED

@@ -20,7 +20,6 @@ from vfio_operator.observed import DeviceRecord, Pair
 from vfio_operator.orphans import pairs_of
 
 log = structlog.get_logger()
-EVERY_SECONDS = 5.0
 AGAIN_SECONDS = 30.0  # what could not be ended is not tried again at once
 
 
@@ -39,10 +38,10 @@ class Janitor:
         self._undertake, self._lists = undertake, Lists(api)
         self._tried: dict[str, float] = {}
 
-    async def run(self) -> None:
+    async def run(self, every_seconds: float) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(every_seconds)
             sessions: dict[str, list[tuple[str, SessionReport]]] = {}
             for node, report in self._agents.orphans(self._active):
                 sessions.setdefault(report.migration_uid, []).append((node, report))

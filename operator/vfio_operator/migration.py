@@ -34,10 +34,9 @@ from vfio_operator.history import History
 from vfio_operator.kube import API_ERRORS, OperatorApi, brief, now
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
-from vfio_operator.observed import DeviceRecord, Observed, Pair, Participant, ends_of
+from vfio_operator.observed import DeviceRecord, Limits, Observed, Pair, Participant, ends_of
 from vfio_operator.plan import first_failure, not_converged, plan, rolls_back
 from vfio_operator.publish import Publisher
-from vfio_operator.steps import PREPARE_SECONDS
 
 log = structlog.get_logger()
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 5.0
@@ -60,6 +59,7 @@ class Context:
     inventory: Mapping[tuple[str, str], DeviceRecord]
     history: History
     settled_at: float
+    limits: Limits
     reserved: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
 
 
@@ -273,6 +273,7 @@ class MigrationTask:
             shows_all=memory.shows_all,
             reserved=frozenset().union(*others) if wish.shorthand is not None and not pairs else frozenset(),
             known=context.history.known,
+            limits=context.limits,
         )
 
     def _participants(self, pairs: tuple[Pair, ...]) -> tuple[Participant, ...]:
@@ -367,7 +368,7 @@ class MigrationTask:
         self._away_since = (self._away_since or moment) if away else None
         if self._away_since is not None:
             seconds = moment - self._away_since
-            if seconds > PREPARE_SECONDS or observed.converge_expired:
+            if seconds > observed.limits.prepare_seconds or observed.converge_expired:
                 return Failure(
                     Reason.AGENT_LOST,
                     f"the agents of {', '.join(away)} have not answered for {seconds:.0f} s during pre-copy; look at "

@@ -69,6 +69,19 @@ class Strategy:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a step may take, in seconds, where the spec does not say it.
+
+    prepare: also for barriers outside of the downtime and on the way back. release: what is over when it is over.
+    api: the API server may be away for a while, and nothing is down for it.
+    """
+
+    prepare_seconds: float = 60.0
+    release_seconds: float = 30.0
+    api_seconds: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
 class Shorthand:
     """All migratable devices in use on one node, onto free compatible devices of another (or the same)."""
 
@@ -172,6 +185,7 @@ class Observed:
     shows_all: bool = False
     reserved: frozenset[tuple[str, str]] = frozenset()
     known: Known = Known()
+    limits: Limits = Limits()
 
     def side(self, role: Role) -> tuple[Participant, ...]:
         """The participants of one side, by node name."""

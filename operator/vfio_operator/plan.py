@@ -15,7 +15,7 @@ from vfio_operator.actions import Authorize, Finish, Plan, Step
 from vfio_operator.forecast import forecast, not_acknowledged, planned
 from vfio_operator.observed import Observed, Pair
 from vfio_operator.resolve import resolve
-from vfio_operator.steps import API_SECONDS, FORWARD, REHEARSAL, REHEARSAL_BACK, ROLLBACK, all_reached, sources_run
+from vfio_operator.steps import FORWARD, REHEARSAL, REHEARSAL_BACK, ROLLBACK, all_reached, sources_run
 
 # Right after an election agents have not dialled yet; right after another migration the inventory may still show who
 # held a device before: these refusals may be premature.
@@ -63,17 +63,17 @@ def _validate(observed: Observed) -> Plan | None:
     named = observed.wish.pairs
     if named and observed.authorized != named and not observed.wish.unsupported:
         # first of all: who may not use a device is not told who else uses it
-        return _authorize(named)
+        return _authorize(observed, named)
     if named and observed.forbidden is not None:
         return _refused(named, observed.forbidden)
     if observed.authorized is None and not observed.wish.unsupported:
-        return _authorize(())
+        return _authorize(observed, ())
     found = resolve(observed)
     refused = found.failure
     if refused is not None and _premature(observed, refused):
         return Plan("AwaitInventory", Phase.PENDING, (), f"waiting for the inventory: {refused.message}")
     if refused is None and observed.authorized != found.pairs:
-        return _authorize(found.pairs)
+        return _authorize(observed, found.pairs)
     refused = refused or observed.forbidden
     if refused is not None:
         # what a shorthand stands for is not told to who may not use it
@@ -84,8 +84,9 @@ def _validate(observed: Observed) -> Plan | None:
     return None
 
 
-def _authorize(pairs: tuple[Pair, ...]) -> Plan:
-    return Plan("Authorize", Phase.PENDING, (Authorize(pairs),), "asking what the requester may use", API_SECONDS)
+def _authorize(observed: Observed, pairs: tuple[Pair, ...]) -> Plan:
+    sentence = "asking what the requester may use"
+    return Plan("Authorize", Phase.PENDING, (Authorize(pairs),), sentence, observed.limits.api_seconds)
 
 
 def _refused(pairs: tuple[Pair, ...], *why: Failure) -> Plan:

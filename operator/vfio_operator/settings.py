@@ -8,7 +8,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class OperatorSettings(BaseSettings):
     """Where the operator listens and how it leads.
 
-    pod_name is its identity in the Lease; advertise_address ("host" or "host:port") is what agents dial.
+    pod_name is its identity in the Lease; advertise_address ("host" or "host:port") is what agents dial. An agent is
+    pinged at least every heartbeat_seconds, and is taken for dead when it answers no ping for dead_seconds. Within
+    settle_seconds of an election an agent that has not dialled is waited for. prepare, release and api seconds: see
+    `observed.Limits`.
     """
 
     model_config = SettingsConfigDict(env_prefix="VFIO_OPERATOR_")
@@ -25,4 +28,11 @@ class OperatorSettings(BaseSettings):
     lease_seconds: float = 15.0
     renew_deadline_seconds: float = 10.0
     retry_seconds: float = 2.0
+    heartbeat_seconds: float = 5.0
+    dead_seconds: float = 10.0
+    settle_seconds: float = 10.0
+    janitor_seconds: float = 5.0
+    prepare_seconds: float = 60.0
+    release_seconds: float = 30.0
+    api_seconds: float = 600.0
     log_level: str = "info"

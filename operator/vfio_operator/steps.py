@@ -27,10 +27,6 @@ from vfio_operator.actions import (
 from vfio_operator.forecast import converged, not_acknowledged, within_limit
 from vfio_operator.observed import Observed, Participant, ends_of, has_reached
 
-PREPARE_SECONDS = 60.0
-RELEASE_SECONDS = 30.0
-API_SECONDS = 600.0  # the API server may be away for a while: nothing is down for it
-
 
 def all_reached(role: Role, goal: Goal) -> Callable[[Observed], bool]:
     """Whether every participant of a side is at `goal` or further."""
@@ -165,12 +161,16 @@ def _all_claimed(observed: Observed) -> bool:
     return len(observed.claims) == len(claimed_devices(observed)) or observed.switchover.exists
 
 
-def _prepare_seconds(_observed: Observed) -> float:
-    return PREPARE_SECONDS
+def _prepare_seconds(observed: Observed) -> float:
+    return observed.limits.prepare_seconds
 
 
-def _api_seconds(_observed: Observed) -> float:
-    return API_SECONDS
+def _release_seconds(observed: Observed) -> float:
+    return observed.limits.release_seconds
+
+
+def _api_seconds(observed: Observed) -> float:
+    return observed.limits.api_seconds
 
 
 def _switchover_seconds(observed: Observed) -> float:
@@ -290,7 +290,7 @@ FORWARD: tuple[Step, ...] = (
         all_reached(_S, Goal.RELEASED),
         _tell(_S, Goal.RELEASED),
         "releasing the sources",
-        lambda _o: RELEASE_SECONDS,
+        _release_seconds,
     ),
     Step(
         "ReleaseTargets",
@@ -298,7 +298,7 @@ FORWARD: tuple[Step, ...] = (
         all_reached(_T, Goal.RELEASED),
         _tell(_T, Goal.RELEASED),
         "handing the targets over",
-        lambda _o: RELEASE_SECONDS,
+        _release_seconds,
     ),
     Step("Unclaim", _P.STARTING, lambda o: not o.claims, lambda _o: (Unclaim(),), "dropping the claims", _api_seconds),
 )
@@ -333,7 +333,7 @@ ROLLBACK: tuple[Step, ...] = (
         _targets_blank,
         _tell_touched(_T, Goal.RELEASED),
         "resetting the targets: {failure}",
-        lambda _o: RELEASE_SECONDS,
+        _release_seconds,
     ),
     Step(
         "EndSources",
@@ -341,7 +341,7 @@ ROLLBACK: tuple[Step, ...] = (
         _all_touched(_S, Goal.RELEASED),
         _tell_touched(_S, Goal.RELEASED),
         "ending the source sessions: {failure}",
-        lambda _o: RELEASE_SECONDS,
+        _release_seconds,
     ),
     Step(
         "Unclaim", _P.ROLLING_BACK, lambda o: not o.claims, lambda _o: (Unclaim(),), "dropping the claims", _api_seconds

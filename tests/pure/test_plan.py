@@ -39,9 +39,9 @@ from vfio_operator.actions import (
     Plan,
     Step,
 )
-from vfio_operator.observed import Observed, Strategy, Switchover, Wish
+from vfio_operator.observed import Limits, Observed, Strategy, Switchover, Wish
 from vfio_operator.plan import plan
-from vfio_operator.steps import FORWARD, PREPARE_SECONDS, ROLLBACK
+from vfio_operator.steps import FORWARD, ROLLBACK
 
 # --- the good case
 
@@ -473,7 +473,7 @@ def test_a_step_of_the_switchover_may_last_as_long_as_the_spec_says() -> None:
 
     world.run(watch)
     assert {seen[step].timeout_seconds for step in ("BarrierA", "BarrierB", "Vote")} == {7.0}
-    assert seen["PrepareSources"].timeout_seconds == PREPARE_SECONDS
+    assert seen["PrepareSources"].timeout_seconds == Limits().prepare_seconds
     assert seen["BarrierA"].sentence == "barrier A: quiescing P2P on a, b"
     assert seen["BarrierD"].phase is Phase.STARTING
 
