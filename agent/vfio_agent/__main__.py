@@ -23,6 +23,7 @@ from vfio_agent.inventory import Inventory
 from vfio_agent.journal import AgentRunningError, Journal
 from vfio_agent.keeper import KeeperClient, KeeperError
 from vfio_agent.kube import AgentApi
+from vfio_agent.latch import Latch
 from vfio_agent.link import Link, hello
 from vfio_agent.metrics import AgentMetrics
 from vfio_agent.receiver import DataServer
@@ -78,6 +79,7 @@ async def run(settings: AgentSettings) -> None:
             settings.operator_address,
             settings.silence_seconds,
         )
+        latch = Latch(agent.sessions, agent.carry_out, api, settings.node_name, metrics)
         broker = Broker(settings.broker_socket, holdings, inventory.changed, agent.busy)
         log.info("agent started", data_address=advertised, metrics_port=metrics_server[0].server_port)
         stop = asyncio.Event()
@@ -85,7 +87,7 @@ async def run(settings: AgentSettings) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         try:
             async with asyncio.TaskGroup() as group:
-                parts = (link.run(), inventory.run(settings.inventory_seconds), broker.run())
+                parts = (link.run(), inventory.run(settings.inventory_seconds), broker.run(), latch.run())
                 tasks = [group.create_task(part) for part in parts]
                 await stop.wait()
                 for task in tasks:

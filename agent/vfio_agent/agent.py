@@ -98,9 +98,7 @@ class Agent:
                     self._say_last(identity, _released(command))
                     return
                 session = self._create(command)
-            await session.apply(command)
-            if session.reached is Goal.RELEASED and not session.ended:
-                self._end(identity, session)
+            await self.carry_out(session, command)
         except VFIOMigrationError as error:
             log.error("command refused", migration=str(command.migration), error=error.message)
             self._refuse(identity, command, Failure(error.reason, error.message, error.device))
@@ -108,6 +106,16 @@ class Agent:
             log.exception("command failed", migration=str(command.migration))
             failure = Failure(Reason.INTERNAL_ERROR, f"agent failed at {command.goal}: {error!r}; see its log")
             self._refuse(identity, command, failure)
+
+    async def carry_out(self, session: Session, command: Command) -> None:
+        """Have a session be where a command wants it. Raises CommandError if it must not."""
+        await session.apply(command)
+        if session.reached is Goal.RELEASED and not session.ended:
+            self._end((session.key.uid, session.facts.role), session)
+
+    def sessions(self) -> tuple[Session, ...]:
+        """Every session of this node."""
+        return tuple(self._sessions.values())
 
     def _end(self, identity: tuple[str, Role], session: Session) -> None:
         last = session.report()

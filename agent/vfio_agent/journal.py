@@ -2,9 +2,11 @@
 
 `durable` survives a reboot: written to a temporary file, fsynced, renamed, directory fsynced. `volatile` lies on a
 tmpfs and needs to survive the process only; it is what is written inside the switchover. A volatile record belongs
-to one boot ID. Blocking: call it from a thread.
+to one boot ID. Blocking: call it from a thread. What cannot be written raises JournalError, and the record that was
+there before stays.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vfio_agent.machine import SessionFacts
+from vfio_api.errors import JournalError
 from vfio_api.types import MigrationKey, Outcome, Role, SessionDevice, SessionSpec
 
 Record = dict[str, Any]
@@ -110,17 +113,30 @@ def _read(path: Path) -> Record | None:
 
 def _write(path: Path, record: Record, *, durable: bool) -> None:
     temporary = path.with_suffix(".tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, json.dumps(record).encode())
+        _fill(temporary, json.dumps(record).encode(), durable=durable)
+        os.rename(temporary, path)
+        if durable:
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise JournalError(
+            f"{path.parent} cannot be written: {error}; what was to be recorded is not done: look at its free space"
+        ) from error
+
+
+def _fill(path: Path, content: bytes, *, durable: bool) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        left = memoryview(content)
+        while left:  # a disk that is nearly full takes a part, and says so with the rest
+            left = left[os.write(fd, left) :]
         if durable:
             os.fsync(fd)
     finally:
         os.close(fd)
-    os.rename(temporary, path)
-    if durable:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

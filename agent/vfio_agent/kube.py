@@ -4,6 +4,7 @@ Agents have no right on VFIOMigrations. Every call has a deadline.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,24 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api import API_GROUP, API_VERSION
-from vfio_api.names import ADDRESS_ANNOTATION, CA_CONFIGMAP, CA_KEY, LEASE_NAME
+from vfio_api.names import ADDRESS_ANNOTATION, AGENT_PREFIX, CA_CONFIGMAP, CA_KEY, LEASE_NAME
+from vfio_api.types import MigrationKey, Outcome
 
 FIELD_MANAGER = "vfio-agent"
 REQUEST_SECONDS = 10.0
 # What a request may end with; kubernetes.aio does not wrap what its transport raises.
 API_ERRORS = (ApiException, aiohttp.ClientError, OSError, TimeoutError)
 APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What a VFIOSwitchover says: its decision, if there is one, and the nodes of either side."""
+
+    decision: Outcome | None
+    source_nodes: frozenset[str]
+    target_nodes: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,33 @@ class AgentApi:
         if not address or not ca or not lease.spec.holder_identity:
             return None
         return Leader(address, ca.encode())
+
+    async def ask_abort(self, key: MigrationKey, node: str) -> None:
+        """Write Abort, if nothing is decided yet. Whatever this ends with says nothing: read back what is stored."""
+        moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        decision = {"outcome": Outcome.ABORT.value, "by": f"{AGENT_PREFIX}{node}", "time": moment}
+        await self._objects.patch_namespaced_custom_object_status(
+            API_GROUP,
+            API_VERSION,
+            key.namespace,
+            "vfioswitchovers",
+            key.uid,
+            {"status": {"decision": decision}},
+            field_manager=FIELD_MANAGER,
+            _content_type=MERGE,
+            _request_timeout=REQUEST_SECONDS,
+        )
+
+    async def switchover(self, key: MigrationKey) -> Decided:
+        """The VFIOSwitchover of a migration as it is stored. Raises API_ERRORS, also if it is not there."""
+        found = await self._objects.get_namespaced_custom_object(
+            API_GROUP, API_VERSION, key.namespace, "vfioswitchovers", key.uid, _request_timeout=REQUEST_SECONDS
+        )
+        outcome = found.get("status", {}).get("decision", {}).get("outcome")
+        spec = found["spec"]
+        return Decided(
+            Outcome(outcome) if outcome else None, frozenset(spec["sourceNodes"]), frozenset(spec["targetNodes"])
+        )
 
     async def apply_device(self, name: str, spec: dict[str, Any], status: dict[str, Any]) -> None:
         """Publish one device of this node: its identity, then its status."""

@@ -35,7 +35,7 @@ CHANNEL_OPTIONS = [
 class Link:
     """Keeps one stream to the leader open for `agent`; `hello` is sent with the sessions of the moment.
 
-    address: overrides the leader's own. silence_seconds: a leader pings; one that says nothing for so long is not there.
+    address: overrides the leader's own. silence_seconds: a leader pings; one that says nothing for so long is gone.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ command must pass first; each rule guards one of the promises I1 to I3 of the de
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from vfio_api.device import DeviceState, MigrationFlags
 from vfio_api.errors import CommandError, Reason
@@ -27,6 +28,7 @@ class SessionFacts:
     """What a session remembers, also across a restart of the agent.
 
     backward: it has begun to roll back. switchover: a command past pre-copy was accepted. loaded: it has voted.
+    latched: it has heard nothing for too long in the switchover, and takes no command any more that brings no decision.
     incarnations: (device name, opening) of every device; another opening is another device.
     """
 
@@ -39,6 +41,15 @@ class SessionFacts:
     started: bool = False
     incarnations: tuple[tuple[str, str], ...] = ()
     decision: Outcome | None = None
+    latched: bool = False
+
+
+class Inquiry(StrEnum):
+    """What a session asks of the VFIOSwitchover by itself when it has heard nothing for too long."""
+
+    NONE = "None"
+    READ = "Read"  # whether there is a decision
+    ABORT = "Abort"  # for Abort; then, as ever, it obeys what is read back
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +182,27 @@ def rounds(role: Role, goal: Goal, devices: tuple[DeviceFacts, ...], *, pre_copy
     return tuple(planned)
 
 
+def inquiry(facts: SessionFacts) -> Inquiry:
+    """What the session asks after silence. Only a source may ask for Abort: a target's vote is irrevocable."""
+    if facts.decision is not None:
+        return Inquiry.NONE
+    if facts.role is Role.SOURCE:
+        return Inquiry.ABORT if facts.switchover and not facts.backward else Inquiry.NONE
+    return Inquiry.READ if facts.loaded and not facts.started else Inquiry.NONE
+
+
+def alone(facts: SessionFacts) -> Goal | None:
+    """What the decision asks of a side that lies on one node, with no leader to say so; None: a leader is needed.
+
+    After Commit a source waits: that every target runs is for a leader to know.
+    """
+    if facts.role is Role.SOURCE:
+        return Goal.RUNNING if facts.switchover and facts.decision is Outcome.ABORT else None
+    if not facts.loaded or facts.started or facts.decision is None:
+        return None
+    return Goal.RUNNING if facts.decision is Outcome.COMMIT else Goal.RELEASED
+
+
 def admit(facts: SessionFacts, command: Command) -> None:
     """Raise CommandError unless the session may take `command`.
 
@@ -180,6 +212,8 @@ def admit(facts: SessionFacts, command: Command) -> None:
     decision = facts.decision or command.decision
     if facts.decision and command.decision and facts.decision is not command.decision:
         raise _refused(command, f"the decision read before is {facts.decision}", "it outranks this command")
+    if facts.latched and decision is None:
+        raise _refused(command, "it has heard nothing for too long and has asked for Abort", "send the decision along")
     if facts.role is Role.SOURCE:
         _admit_source(facts, command, decision)
     else:

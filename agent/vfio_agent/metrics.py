@@ -42,6 +42,12 @@ class AgentMetrics:
         self.sessions = Gauge(
             "vfio_agent_sessions", "Sessions of migrations under way.", ["role"], registry=self.registry
         )
+        self.held = Gauge(
+            "vfio_agent_sessions_held",
+            "Sessions in a switchover that have heard nothing for too long and cannot learn the decision.",
+            ["role"],
+            registry=self.registry,
+        )
         self.connected = Gauge(
             "vfio_agent_operator_connected",
             "1 while the control channel to the leader stands.",

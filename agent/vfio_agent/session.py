@@ -23,13 +23,14 @@ from vfio_agent.metrics import AgentMetrics
 from vfio_agent.receiver import DataServer
 from vfio_agent.sides import SourceSide, TargetSide
 from vfio_api.device import DeviceState
-from vfio_api.errors import DeviceError, Reason, VFIOMigrationError
+from vfio_api.errors import CommandError, DeviceError, JournalError, Reason, VFIOMigrationError
 from vfio_api.types import (
     Command,
     DeviceReport,
     Failure,
     Goal,
     MigrationKey,
+    Outcome,
     Role,
     SessionDevice,
     SessionReport,
@@ -63,6 +64,7 @@ class Session:
         self.failure: Failure | None = None
         self.cause: Failure | None = None  # what made it turn back
         self.ended = False
+        self._heard = boot_clock()
         self._states: dict[str, DeviceState] = {}
         self._held: dict[str, Held] = {}
         self._timings: dict[str, int] = {}
@@ -105,6 +107,7 @@ class Session:
     async def apply(self, command: Command) -> None:
         """Be in the command's goal by its deadline. Raises CommandError if the session must not take it."""
         machine.admit(self.facts, command)
+        self.heard()
         if command.goal in machine.ROLLBACK or command.goal is Goal.RELEASED:
             self.side.interrupt()
         async with self._turn:
@@ -154,12 +157,49 @@ class Session:
             await self.side.settle()  # the other nodes' devices stop as soon as all say that they are here
         await self.side.after(command)
         self.reached = command.goal
+        self.heard()
         self._log.info(
             "goal reached",
             goal=command.goal.value,
             epoch=command.epoch,
             milliseconds=round((time.perf_counter() - began) * 1000, 3),
         )
+
+    def heard(self) -> None:
+        """The session was told something, or has done what it was told: its time of silence begins anew."""
+        self._heard = boot_clock()
+
+    def silent(self) -> bool:
+        """Whether it awaits the decision, or does not do what that demands, and has heard nothing for too long."""
+        waits = machine.inquiry(self.facts) is not machine.Inquiry.NONE
+        if self.ended or not (waits or machine.alone(self.facts) not in (None, self.reached)):
+            return False
+        return boot_clock() - self._heard >= self.spec.switchover_timeout_milliseconds / 1000
+
+    async def latch(self) -> None:
+        """From now on only a decision counts; whatever is under way is called off."""
+        if not self.facts.latched:
+            await self.note(replace(self.facts, latched=True))
+            seconds = self.spec.switchover_timeout_milliseconds / 1000
+            self._fail(
+                CommandError(
+                    f"nothing was heard of the switchover of migration {self.key} for {seconds:g} s: this source asks "
+                    "for Abort; look at the operator's pods and at the network between them and this node",
+                    reason=Reason.SWITCHOVER_TIMEOUT,
+                )
+            )
+            self.side.interrupt()
+
+    async def learn(self, decision: Outcome) -> None:
+        """The decision as it was read back; it outranks whatever is said later."""
+        async with self._turn:
+            if self.ended:
+                return
+            known = self.facts.decision or decision
+            await self.note(replace(self.facts, decision=known), durable=True)
+            if known is Outcome.COMMIT:  # what it was called off for has not happened
+                self.cause, self.failure = self.failure, None
+        self._around.notify(self)
 
     async def _remember(self, command: Command) -> None:
         facts = replace(
@@ -170,13 +210,30 @@ class Session:
             backward=self.facts.backward or command.goal in machine.ROLLBACK,
             switchover=self.facts.switchover or command.goal in (Goal.QUIESCED, Goal.STOP_COPY),
         )
-        await self.record(facts, durable=command.goal is Goal.PREPARED)
+        # forward, what cannot be recorded is not done; the way back and what the decision demands can be learned anew
+        if command.goal in machine.SOURCE_FORWARD:
+            await self.record(facts, durable=command.goal is Goal.PREPARED)
+        else:
+            await self.note(facts)
 
     async def record(self, facts: SessionFacts, *, durable: bool = False) -> None:
         """Journal the session's facts, then believe them."""
         if durable:  # two fsyncs: off the event loop
             await self.blocking(lambda: self._around.journal.write(self.key, self.spec, facts, durable=True))
-        elif facts != self.facts:
+            self.facts = facts
+        else:
+            self._record(facts)
+
+    async def note(self, facts: SessionFacts, *, durable: bool = False) -> None:
+        """Journal what an agent that lost it would find out again; if it cannot be, it counts all the same."""
+        try:
+            await self.record(facts, durable=durable)
+        except JournalError as error:
+            self._log.error("not recorded", error=error.message)
+            self.facts = facts
+
+    def _record(self, facts: SessionFacts) -> None:
+        if facts != self.facts:
             self._around.journal.write(self.key, self.spec, facts, durable=False)
         self.facts = facts
 
@@ -300,3 +357,8 @@ class Session:
         self.side.close()
         self._around.journal.forget(self.key, self.facts.role)
         self.ended = True
+
+
+def boot_clock() -> float:
+    """Seconds since boot, also those in which the machine was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -16,7 +16,7 @@ from vfio_agent.receiver import Expected, Inlet
 from vfio_agent.sender import Progress
 from vfio_agent.streams import SourceStreams, at_once
 from vfio_api.device import DeviceState, MigrationFlags
-from vfio_api.errors import CommandError, DeviceError, Reason
+from vfio_api.errors import CommandError, DeviceError, JournalError, Reason
 from vfio_api.types import Command, DeviceReport, Goal, Outcome, SessionDevice
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class TargetSide:
         if command.goal is Goal.PREPARED:
             self._listen(command)
         if command.goal is Goal.RUNNING:
-            await session.record(replace(session.facts, started=True))
+            await session.note(replace(session.facts, started=True))
         if command.goal is Goal.RELEASED:
             session.around.server.forget(session.key.uid)
             for stream in self._streams.values():
@@ -306,9 +306,14 @@ class TargetSide:
                 )
                 return
             facts = replace(session.facts, loaded=True)
-            session.around.journal.write(session.key, session.spec, facts, durable=False)
+            try:
+                session.around.journal.write(session.key, session.spec, facts, durable=False)
+            except JournalError as error:
+                session.fail(error)  # no vote
+                return
             session.facts = facts
             session.reached = Goal.LOADED
+            session.heard()
         session.around.notify(session)
 
     def _discard(self) -> None:

@@ -146,6 +146,16 @@ class Reason(Word):
         "An earlier leader of the operator was rolling back when it ended.",
         "Look at the Events and at the earlier leader's log, then try again.",
     )
+    JOURNAL_FAILED = (
+        "JournalFailed",
+        "An agent could not record what it was about to do, so it did not do it.",
+        "Look at the free space of the agent's state directories on the node that the message names.",
+    )
+    SWITCHOVER_TIMEOUT = (
+        "SwitchoverTimeout",
+        "A source heard nothing of the switchover for switchoverTimeoutSeconds and asked for Abort by itself.",
+        "Look at the operator's pods and at the network between them and that node, then try again.",
+    )
     STALE_EPOCH = (
         "StaleEpoch",
         "A command came from a leader that had been replaced.",
@@ -242,6 +252,12 @@ class FrameError(StreamError):
     """Bytes on a data stream are not a legal frame here: truncated, oversized or out of order."""
 
     reason = Reason.FRAME_INVALID
+
+
+class JournalError(VFIOMigrationError):
+    """An agent could not record what it was about to do: it must not do it then."""
+
+    reason = Reason.JOURNAL_FAILED
 
 
 class CommandError(VFIOMigrationError):

@@ -16,3 +16,5 @@ CA_KEY = "ca.crt"
 TLS_NAME = "vfio-operator.vfiomigration.io"
 TOKEN_AUDIENCE = "vfio-operator"  # noqa: S105 - an audience, not a token
 AGENT_SERVICE_ACCOUNT = "vfio-agent"
+# Who decided, if it was the agent of a source node: this and the node's name (VFIOSwitchover.status.decision.by).
+AGENT_PREFIX = "vfio-agent/"

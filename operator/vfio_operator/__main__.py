@@ -48,6 +48,7 @@ class Operator:
             renew_deadline_seconds=settings.renew_deadline_seconds,
             retry_seconds=settings.retry_seconds,
         )
+        self._api.may_write = leadership.insist
         coordinator = Coordinator(self._api, leadership, self.metrics, settings)
         link = AgentLink(
             coordinator.agents,

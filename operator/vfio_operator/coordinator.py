@@ -30,9 +30,7 @@ FIRST_RESTART_SECONDS, LAST_RESTART_SECONDS = 5.0, 300.0
 class Coordinator:
     """Keeps what the watches say, and one task per active migration while this replica leads."""
 
-    def __init__(
-        self, api: OperatorApi, leadership: Leadership, metrics: OperatorMetrics, settings: OperatorSettings
-    ):
+    def __init__(self, api: OperatorApi, leadership: Leadership, metrics: OperatorMetrics, settings: OperatorSettings):
         self._api, self._leadership, self._metrics, self._settings = api, leadership, metrics, settings
         self._history = History()
         leadership.written = self._history.wrote

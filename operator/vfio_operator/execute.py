@@ -212,7 +212,11 @@ class Executor:
         raise TimeoutError(f"VFIODevice {record.object_name} changes faster than its claim can be dropped")
 
     def send(self, observed: Observed, action: Send) -> None:
-        """Say it once per stream; again, with backoff, after a failure on the way back or after the decision."""
+        """Say it once per stream; again, with backoff, after a failure on the way back or after the decision.
+
+        Raises NotLeadingError.
+        """
+        self._leadership.insist()
         stream = self._agents.stream(action.node)
         identity = action.node, action.role
         last = self._memory.sent.get(identity)

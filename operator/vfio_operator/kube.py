@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,10 @@ class Caller:
     pod: str
 
 
+class NotLeadingError(ConnectionError):
+    """This replica's lease is not fresh by its own clock: it must not write, whatever it was about to do."""
+
+
 # What a request may end with; kubernetes.aio does not wrap what its transport raises.
 API_ERRORS = (ApiException, aiohttp.ClientError, OSError, TimeoutError)
 
@@ -54,10 +58,14 @@ def brief(error: BaseException) -> str:
 
 
 class OperatorApi:
-    """The API server as the operator uses it. Errors are kubernetes.aio's ApiException and OSError."""
+    """The API server as the operator uses it. Errors are kubernetes.aio's ApiException and OSError.
+
+    may_write: called before every write; raises NotLeadingError on a replica that does not lead (any more).
+    """
 
     def __init__(self, api_client: Any, namespace: str, instance: str):
         self.client, self.namespace, self.instance = api_client, namespace, instance
+        self.may_write: Callable[[], None] = lambda: None
         # Any: the client takes dicts and answers with optional everything
         self._objects: Any = client.CustomObjectsApi(api_client)
         self._core: Any = client.CoreV1Api(api_client)
@@ -77,6 +85,7 @@ class OperatorApi:
 
     async def apply_status(self, key: MigrationKey, status: Json) -> None:
         """Server-side apply of a migration's whole status."""
+        self.may_write()
         await self._objects.patch_namespaced_custom_object_status(
             API_GROUP,
             API_VERSION,
@@ -134,6 +143,7 @@ class OperatorApi:
 
     async def release_switchover(self, key: MigrationKey) -> None:
         """Let the VFIOSwitchover go: drop our finalizer from it. That it is gone is as good."""
+        self.may_write()
         try:
             await self._objects.patch_namespaced_custom_object(
                 API_GROUP,
@@ -151,6 +161,7 @@ class OperatorApi:
                 raise
 
     async def _patch_metadata(self, key: MigrationKey, metadata: Json) -> None:
+        self.may_write()
         await self._objects.patch_namespaced_custom_object(
             API_GROUP,
             API_VERSION,
@@ -172,6 +183,7 @@ class OperatorApi:
 
     async def set_claim(self, object_name: str, resource_version: str, claim: Json | None) -> None:
         """Reserve a device or give it free, by compare-and-set: ApiException 409 if it changed since it was read."""
+        self.may_write()
         await self._objects.patch_cluster_custom_object(
             API_GROUP,
             API_VERSION,
@@ -185,6 +197,7 @@ class OperatorApi:
 
     async def create_switchover(self, observed: Observed, epoch: int) -> None:
         """The durable intent. ApiException 409 if it exists already, which is as good."""
+        self.may_write()
         key = observed.key
         owner = {
             "apiVersion": f"{API_GROUP}/{API_VERSION}",
@@ -241,6 +254,7 @@ class OperatorApi:
 
     async def decide(self, key: MigrationKey, outcome: Outcome) -> Json:
         """Write the decision; returns the object as it is stored. Any error means doubt: read it back."""
+        self.may_write()
         stored: Json = await self._objects.patch_namespaced_custom_object_status(
             API_GROUP,
             API_VERSION,
@@ -308,6 +322,7 @@ class OperatorApi:
 
     async def publish_ca(self, certificate: bytes) -> None:
         """Put the leader's certificate first and the one before it second, for agents to trust."""
+        self.may_write()
         try:
             found = await self._core.read_namespaced_config_map(
                 CA_CONFIGMAP, self.namespace, _request_timeout=REQUEST_SECONDS
@@ -336,6 +351,7 @@ class OperatorApi:
 
     async def event(self, key: MigrationKey, reason: str, message: str, *, warning: bool = False) -> None:
         """An Event about a migration."""
+        self.may_write()
         stamp = now()
         regarding = {
             "apiVersion": f"{API_GROUP}/{API_VERSION}",

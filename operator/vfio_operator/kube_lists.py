@@ -18,6 +18,7 @@ class Lists:
     """Lists and what follows from them. Errors are kubernetes.aio's ApiException and OSError."""
 
     def __init__(self, api: OperatorApi):
+        self._api = api
         self._objects: Any = client.CustomObjectsApi(api.client)
 
     async def finished_migrations(self) -> AsyncIterator[Json]:
@@ -64,6 +65,7 @@ class Lists:
 
     async def delete_migration(self, body: Mapping[str, Any]) -> None:
         """Delete a VFIOMigration as it was read. ApiException 409 if it has changed since, 404 if it is gone."""
+        self._api.may_write()
         metadata = body["metadata"]
         await self._objects.delete_namespaced_custom_object(
             API_GROUP,
@@ -80,6 +82,7 @@ class Lists:
 
     async def unlabel(self, key: MigrationKey) -> None:
         """Take the label of finished ones from an object that is not: the watch then sees it."""
+        self._api.may_write()
         await self._objects.patch_namespaced_custom_object(
             API_GROUP,
             API_VERSION,

@@ -16,7 +16,7 @@ from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api.names import ADDRESS_ANNOTATION, EPOCH_ANNOTATION, LEASE_NAME
-from vfio_operator.kube import API_ERRORS, brief
+from vfio_operator.kube import API_ERRORS, NotLeadingError, brief
 
 log = structlog.get_logger()
 
@@ -49,13 +49,23 @@ class Leadership:
         self._seen: tuple[str, float] = ("", time.monotonic())
         self._lease: Any = None
         self._writing = asyncio.Lock()
+        self._fresh_from = 0.0  # when the last write that took or renewed the Lease was begun
         self.epoch = 0
         self.written: Callable[[int], None] = lambda _microseconds: None  # told how long each write of the Lease took
 
     @property
     def leading(self) -> bool:
-        """Whether this process holds the Lease, as far as it knows."""
-        return self.epoch > 0
+        """Whether this process certainly holds the Lease.
+
+        Others count its duration from when they see a write of it, which is after that was begun here. A process that
+        was stopped in between sees by its clock that its time is over.
+        """
+        return self.epoch > 0 and _clock() - self._fresh_from < self._lease_seconds
+
+    def insist(self) -> None:
+        """Raise NotLeadingError unless this process certainly holds the Lease."""
+        if not self.leading:
+            raise NotLeadingError(f"lease {LEASE_NAME} is not fresh: this replica may have been replaced")
 
     async def run(self, elected: Callable[[], Awaitable[None]]) -> None:
         """Wait for the Lease, take it, call `elected` once, then renew. Raises LeadershipLostError at the end of it."""
@@ -116,7 +126,7 @@ class Leadership:
 
     async def _write(self, epoch: int) -> bool:
         """Replace the Lease by compare-and-set on the version last seen; False if another replica was faster."""
-        stamp = datetime.now(UTC)
+        stamp, began = datetime.now(UTC), _clock()
         lease = self._lease
         lease.metadata.annotations = {
             **(lease.metadata.annotations or {}),
@@ -138,7 +148,7 @@ class Leadership:
             if not await self._own_write(epoch):
                 self.epoch = 0
                 return False
-        self.epoch = epoch
+        self.epoch, self._fresh_from = epoch, began
         return True
 
     async def _own_write(self, epoch: int) -> bool:
@@ -154,3 +164,8 @@ class Leadership:
         began = time.perf_counter()
         self._lease = await self._leases.replace_namespaced_lease(LEASE_NAME, self._namespace, self._lease)
         self.written(int((time.perf_counter() - began) * 1e6))
+
+
+def _clock() -> float:
+    """Seconds, also of the time that the machine was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -154,5 +154,6 @@ def switchover_of(body: Body | None) -> Switchover:
     """A VFIOSwitchover, or the absence of one."""
     if body is None:
         return Switchover()
-    outcome = body.get("status", {}).get("decision", {}).get("outcome")
-    return Switchover(True, Outcome(outcome) if outcome else None)
+    decision = body.get("status", {}).get("decision", {})
+    outcome = decision.get("outcome")
+    return Switchover(True, Outcome(outcome) if outcome else None, decision.get("by", ""))

@@ -139,10 +139,11 @@ class Participant:
 
 @dataclass(frozen=True, slots=True)
 class Switchover:
-    """The VFIOSwitchover: whether it was created (the durable intent), and its decision as read back."""
+    """The VFIOSwitchover: whether it was created (the durable intent), its decision as read back, and who decided."""
 
     exists: bool = False
     decision: Outcome | None = None
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import itertools
 from vfio_api.errors import Reason
 from vfio_api.models_migration import Mode
 from vfio_api.models_status import Phase
+from vfio_api.names import AGENT_PREFIX
 from vfio_api.types import Failure, Goal, Outcome, Role
 from vfio_operator.actions import Authorize, Finish, Plan, Step
 from vfio_operator.forecast import forecast, not_acknowledged, planned
@@ -147,6 +148,14 @@ def first_failure(observed: Observed) -> Failure | None:
     if observed.wish.cancel or observed.wish.deleted:
         what = "spec.cancel was set" if observed.wish.cancel else "the VFIOMigration was deleted"
         return Failure(Reason.CANCELLED, f"{what} before the decision; every source runs on")
+    switchover = observed.switchover
+    if switchover.decision is Outcome.ABORT and switchover.by.startswith(AGENT_PREFIX):
+        node, seconds = switchover.by.removeprefix(AGENT_PREFIX), observed.wish.strategy.switchover_timeout_seconds
+        return Failure(
+            Reason.SWITCHOVER_TIMEOUT,
+            f"the source on node {node} heard nothing of the switchover for {seconds} s and asked for Abort; look at "
+            "the operator's pods and at the network between them and that node",
+        )
     turned = any(p.report is not None and p.report.backward for p in observed.participants)
     if turned and not observed.rehearsed:
         return Failure(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from vfio_agent.journal import AgentRunningError, Journal
 from vfio_agent.machine import SessionFacts
+from vfio_api.errors import JournalError
 from vfio_api.types import MigrationKey, Outcome, Role, SessionDevice, SessionSpec
 
 KEY = MigrationKey("uid-1", "team", "move")
@@ -125,7 +126,7 @@ def test_a_write_that_fails_leaves_the_record_before_it(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(JournalError, match="cannot be written.*No space left"):
         journal.write(KEY, SPEC, replace(FACTS, backward=True), durable=True)
     assert boot("boot-1").sessions() == [(KEY, SPEC, FACTS)]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vfio_agent import machine
-from vfio_agent.machine import DeviceFacts, SessionFacts, admit, rounds
+from vfio_agent.machine import DeviceFacts, Inquiry, SessionFacts, admit, rounds
 from vfio_api.device import RUNS, DeviceState, MigrationFlags, path, supports
 from vfio_api.errors import CommandError, Reason
 from vfio_api.types import Command, Goal, MigrationKey, Outcome, Role
@@ -334,6 +334,14 @@ RULES: dict[str, tuple[SessionFacts, Command, str, SessionFacts | None, Command 
         None,
         command(Role.SOURCE, Goal.RELEASED, COMMIT),
     ),
+    "anything but the decision after the latch": (
+        replace(source, switchover=True, latched=True),
+        command(Role.SOURCE, Goal.STOP_COPY),
+        "Source session refuses goal StopCopy: it has heard nothing for too long and has asked for Abort; send the "
+        "decision along",
+        replace(source, switchover=True),
+        None,
+    ),
     "barrier C without Commit": (
         replace(target, loaded=True),
         command(Role.TARGET, Goal.RUNNING_P2P),
@@ -484,3 +492,31 @@ def test_a_repeated_command_is_admitted() -> None:
 def test_a_decision_known_to_the_session_is_as_good_as_one_in_the_command() -> None:
     admit(replace(target, loaded=True, decision=COMMIT), command(Role.TARGET, Goal.RUNNING))
     admit(replace(source, switchover=True, decision=ABORT), command(Role.SOURCE, Goal.RUNNING))
+
+
+# --- silence
+
+
+SILENT = [
+    (source, Inquiry.NONE, None),
+    (replace(source, switchover=True), Inquiry.ABORT, None),
+    (replace(source, switchover=True, latched=True), Inquiry.ABORT, None),
+    (replace(source, switchover=True, decision=ABORT), Inquiry.NONE, Goal.RUNNING),
+    (replace(source, switchover=True, decision=ABORT, backward=True), Inquiry.NONE, Goal.RUNNING),
+    (replace(source, switchover=True, decision=COMMIT), Inquiry.NONE, None),
+    (target, Inquiry.NONE, None),
+    (replace(target, loaded=True), Inquiry.READ, None),
+    (replace(target, loaded=True, decision=COMMIT), Inquiry.NONE, Goal.RUNNING),
+    (replace(target, loaded=True, decision=ABORT), Inquiry.NONE, Goal.RELEASED),
+    (replace(target, loaded=True, started=True, decision=COMMIT), Inquiry.NONE, None),
+]
+
+
+@pytest.mark.parametrize(("facts", "asked", "goal"), SILENT)
+def test_what_a_session_does_when_nobody_tells_it_anything(
+    facts: SessionFacts, asked: Inquiry, goal: Goal | None
+) -> None:
+    assert machine.inquiry(facts) is asked
+    assert machine.alone(facts) is goal
+    if goal is not None:  # and it may
+        admit(facts, command(facts.role, goal, facts.decision))
