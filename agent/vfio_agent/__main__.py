@@ -22,6 +22,7 @@ from vfio_agent.holdings import Holdings
 from vfio_agent.inventory import Inventory
 from vfio_agent.journal import AgentRunningError, Journal
 from vfio_agent.keeper import KeeperClient, KeeperError
+from vfio_agent.keeperwatch import watch_keeper
 from vfio_agent.kube import AgentApi
 from vfio_agent.latch import Latch
 from vfio_agent.link import Link, hello
@@ -87,7 +88,13 @@ async def run(settings: AgentSettings) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         try:
             async with asyncio.TaskGroup() as group:
-                parts = (link.run(), inventory.run(settings.inventory_seconds), broker.run(), latch.run())
+                parts = (
+                    link.run(),
+                    latch.run(),
+                    inventory.run(settings.inventory_seconds),
+                    broker.run(),
+                    watch_keeper(holdings, metrics),
+                )
                 tasks = [group.create_task(part) for part in parts]
                 await stop.wait()
                 for task in tasks:

@@ -4,6 +4,7 @@ A held device has an incarnation: node boot ID plus a number for this opening. A
 one incarnation and mean nothing for another.
 """
 
+import contextlib
 import os
 import secrets
 import threading
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from vfio_agent.devices.protocol import Backend, Device
-from vfio_agent.keeper import KeeperClient, KeeperError
+from vfio_agent.keeper import KeeperClient, KeeperError, KeeperGoneError
 from vfio_api.device import NO_FLAGS, DeviceState, MigrationFlags
 from vfio_api.errors import DeviceError, Reason
 
@@ -39,8 +40,10 @@ class Holdings:
     def __init__(self, backends: Mapping[str, Backend], keeper: KeeperClient, boot_id: str):
         self._backends, self._keeper, self._boot_id = backends, keeper, boot_id
         self._held: dict[str, Held] = {}
+        self._stale: set[str] = set()  # what the keeper has noted of these is not what is true
         self._lock = threading.Lock()
         self._opening = threading.Lock()  # a device is open exclusively: probing and opening take turns
+        self._keeping = threading.Lock()  # what is given up must not be stored again meanwhile
 
     def restore(self) -> None:
         """Take back from the keeper what an earlier agent of this boot held, but for what is dead.
@@ -112,10 +115,34 @@ class Holdings:
         return held
 
     def set_holder(self, address: str, holder: str) -> None:
-        """Note who has live state in the device now. Raises KeeperError."""
-        with self._lock:
-            held = self._held[address] = replace(self._held[address], holder=holder)
-        self._keeper.note(address, _meta(held))
+        """Note who has live state in the device now. A keeper that does not take it is told again by `mend`."""
+        with self._keeping:
+            with self._lock:
+                held = self._held[address] = replace(self._held[address], holder=holder)
+            try:
+                self._keeper.note(address, _meta(held))
+            except KeeperError as error:
+                self._stale.add(address)
+                log.warning("keeper not told who holds a device", device=address, error=str(error))
+
+    def mend(self) -> list[str]:
+        """Store what a new keeper does not know in it; returns the addresses. To be called from time to time.
+
+        A keeper that ends takes nothing with it as long as the agent lives. Raises KeeperError if none answers.
+        """
+        with self._keeping:
+            known = set(self._keeper.held())
+            mended = []
+            for address, held in self.all().items():
+                if address not in known:
+                    self._keeper.store(address, _meta(held), list(held.device.fds()))
+                elif address in self._stale:
+                    self._keeper.note(address, _meta(held))
+                else:
+                    continue
+                self._stale.discard(address)
+                mended.append(address)
+            return mended
 
     def probe(self, backend: Backend, address: str) -> MigrationFlags | None:
         """Flags of a free device, which is opened and closed for it; None if it cannot be opened."""
@@ -144,10 +171,12 @@ class Holdings:
 
         Raises KeeperError if the keeper goes on holding it: the next agent would take it for live.
         """
-        if address in self._keeper.held():
-            self._keeper.drop(address)
-        with self._lock:
-            held = self._held.pop(address, None)
+        with self._keeping:
+            with contextlib.suppress(KeeperGoneError):  # it holds nothing then
+                if address in self._keeper.held():
+                    self._keeper.drop(address)
+            with self._lock:
+                held = self._held.pop(address, None)
         if held is not None:
             with held.lock:  # an fd must not be closed, and its number be another's, while it is being asked
                 held.device.close()

@@ -28,6 +28,10 @@ class KeeperError(RuntimeError):
     """The keeper refused a request or cannot be reached."""
 
 
+class KeeperGoneError(KeeperError):
+    """No keeper is there: whatever the last one held is closed."""
+
+
 class Keeper:
     """The keeper's memory and how it answers."""
 
@@ -104,6 +108,8 @@ class KeeperClient:
                 sock.connect(str(self._path))
                 socket.send_fds(sock, [json.dumps(request).encode()], fds or [])
                 raw, received, _, _ = socket.recv_fds(sock, MAX_MESSAGE, MAX_FDS)
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            raise KeeperGoneError(f"no keeper serves {self._path}: {error}; start vfio-keeper") from error
         except OSError as error:
             raise KeeperError(f"keeper at {self._path} does not answer: {error}; is vfio-keeper running?") from error
         if not raw:

@@ -62,9 +62,7 @@ class Latch:
     async def _ask(self, session: Session) -> None:
         said = log.bind(migration=str(session.key), uid=session.key.uid, role=session.facts.role.value)
         decided = session.facts.decision
-        said.warning(
-            "nothing was heard of the switchover", asks=machine.inquiry(session.facts).value, decision=decided
-        )
+        said.warning("nothing was heard of the switchover", asks=machine.inquiry(session.facts).value, decision=decided)
         backoff = FIRST_BACKOFF
         try:
             while session.silent():

@@ -48,6 +48,11 @@ class AgentMetrics:
             ["role"],
             registry=self.registry,
         )
+        self.keeper = Gauge(
+            "vfio_agent_keeper_up",
+            "1 while the keeper of this node answers and holds every open device.",
+            registry=self.registry,
+        )
         self.connected = Gauge(
             "vfio_agent_operator_connected",
             "1 while the control channel to the leader stands.",

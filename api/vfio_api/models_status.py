@@ -128,6 +128,21 @@ class Progress(Model):
     """Seconds until the migration is expected to finish; absent if it cannot be told."""
 
 
+class RecordedFailure(Model):
+    """What a migration failed of, as it was written down on the way back."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=64, pattern="^[A-Za-z][A-Za-z0-9]*$")]
+    """In one CamelCase word, for programs."""
+    message: Message
+    """For people."""
+    device: Annotated[str, Field(max_length=63)] | None = None
+    """Name of the pair it is about; absent if it is about none."""
+    arc: Annotated[str, Field(max_length=64)] | None = None
+    """The arc that failed, such as RUNNING -> PRE_COPY; absent if none did."""
+    errno: Count | None = None
+    """The kernel's error number; absent if there is none."""
+
+
 class MigrationStatus(Model):
     """How far the migration has come; written by the operator only."""
 
@@ -138,6 +153,8 @@ class MigrationStatus(Model):
     conditions: Annotated[tuple[Condition, ...], Field(max_length=32, json_schema_extra=list_map("type"))] = ()
     """Validated, Prepared, Converged, Quiesced, Committed, Finished and Succeeded. Finished turns True
     however it ends; Succeeded is Unknown until then."""
+    failure: RecordedFailure | None = None
+    """What it failed of, from when its sources are back: whoever leads next neither tries it again nor forgets why."""
     decision: Decision | None = None
     """A copy, for people, of the decision in the VFIOSwitchover that is named by this object's UID."""
     pairs: Annotated[tuple[PairStatus, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)] = ()

@@ -33,6 +33,13 @@ class PersistRehearsal:
 
 
 @dataclass(frozen=True, slots=True)
+class PersistFailure:
+    """Write into the status what the migration failed of: the next leader does not try it again."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """Reserve these devices (node, address) by compare-and-set."""
 
@@ -79,6 +86,7 @@ Action = (
     | AddFinalizer
     | PersistPairs
     | PersistRehearsal
+    | PersistFailure
     | Claim
     | Send
     | CreateSwitchover

@@ -71,6 +71,7 @@ class Memory:
     decision_by: str = ""
     decision_time: str = ""
     failure: Failure | None = None
+    recorded: Failure | None = None
     exhausted: bool = False
     sent: dict[tuple[str, Role], Sent] = field(default_factory=dict)
     sequence: int = 0

@@ -21,6 +21,7 @@ from vfio_operator.actions import (
     CreateSwitchover,
     Decide,
     Finish,
+    PersistFailure,
     PersistPairs,
     PersistRehearsal,
     Plan,
@@ -229,6 +230,7 @@ class MigrationTask:
         memory.has_finalizer = observe.has_finalizer(memory.body)
         memory.pairs = observe.persisted_pairs(memory.body)
         memory.inherited = bool(memory.pairs)
+        memory.failure = memory.recorded = observe.persisted_failure(memory.body)
         memory.rehearsed = observe.is_rehearsed(memory.body)
         memory.sequence = self._context.agents.highest_sequence(self.key.uid)
         if memory.pairs:
@@ -260,6 +262,7 @@ class MigrationTask:
             participants=self._participants(pairs),
             switchover=memory.switchover,
             failure=memory.failure,
+            recorded=memory.recorded,
             converge_expired=self._clockwork.converge_expired(wish.strategy.convergence_timeout_seconds),
             exhausted=memory.exhausted,
             generation=memory.body["metadata"].get("generation", 1),
@@ -319,6 +322,10 @@ class MigrationTask:
                     turned = replace(observed, rehearsed=True)
                     await self._publisher.write(turned, planned, self._clockwork.measured(self._memory))
                     self._memory.rehearsed = True
+                case PersistFailure():
+                    failed = replace(observed, recorded=action.failure)
+                    await self._publisher.write(failed, planned, self._clockwork.measured(self._memory))
+                    self._memory.recorded = action.failure
                 case Claim():
                     await self._executor.claim(observed, action)
                 case CreateSwitchover():

@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from vfio_api.device import MigrationFlags
+from vfio_api.errors import Reason
 from vfio_api.models import MigrationSpec, OnConvergenceTimeout, PauseMethod, parse_quantity
 from vfio_api.names import FINALIZER
 from vfio_api.reasons import ConditionReason
-from vfio_api.types import MigrationKey, Outcome
+from vfio_api.types import Failure, MigrationKey, Outcome
 from vfio_operator.observed import DeviceRecord, Pair, Shorthand, Strategy, Switchover, Wish
 
 Body = Mapping[str, Any]
@@ -110,6 +111,20 @@ def is_rehearsed(body: Body) -> bool:
     """Whether a rehearsal's turning point was written down: the reason of its condition Converged."""
     conditions = body.get("status", {}).get("conditions", ())
     return any(c["type"] == "Converged" and c["reason"] == ConditionReason.REHEARSED for c in conditions)
+
+
+def persisted_failure(body: Body) -> Failure | None:
+    """What an earlier leader wrote down that the migration failed of."""
+    stored = body.get("status", {}).get("failure")
+    if stored is None:
+        return None
+    try:
+        reason = Reason(stored["reason"])
+    except ValueError:  # of a newer version
+        reason = Reason.OPERATOR_RESTARTED
+    return Failure(
+        reason, stored["message"], stored.get("device", ""), stored.get("arc", ""), stored.get("errno", 0)
+    )
 
 
 def persisted_pairs(body: Body) -> tuple[Pair, ...]:

@@ -75,6 +75,8 @@ def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: 
             "by": measured.decision_by,
             "time": measured.decision_time or now,
         }
+    if observed.recorded is not None:
+        status["failure"] = _failure(observed.recorded)
     if measured.downtime_microseconds is not None:
         status["downtimeMicroseconds"] = measured.downtime_microseconds
     predicted = planned(observed, plan.pairs).total if plan.step == "Planned" else measured.predicted
@@ -194,6 +196,17 @@ def _converged(observed: Observed, plan: Plan, measured: Measured, *, committed:
             return "False", C.NOT_ACKNOWLEDGED, f"initial bytes of {names} are not loaded at the target yet"
         return "False", C.FORECAST, told
     return "False", C.NOT_REACHED, ""
+
+
+def _failure(failure: Failure) -> Json:
+    made: Json = {"reason": failure.reason.value, "message": failure.message[:4096]}
+    if failure.device:
+        made["device"] = failure.device[:63]
+    if failure.arc:
+        made["arc"] = failure.arc[:64]
+    if failure.errno:
+        made["errno"] = failure.errno
+    return made
 
 
 def _detail(failure: Failure) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vfio_api.device import MigrationFlags
+from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
 from vfio_api.types import Goal, Outcome, Role
 from vfio_operator.actions import (
@@ -18,6 +19,7 @@ from vfio_operator.actions import (
     Claim,
     CreateSwitchover,
     Decide,
+    PersistFailure,
     PersistPairs,
     PersistRehearsal,
     Send,
@@ -138,6 +140,13 @@ def _p2p_restored(observed: Observed) -> bool:
         return True  # the intent comes before the first quiesce: nothing has left RUNNING and PRE_COPY
     touched = [p for p in observed.side(Role.SOURCE) if _may_hold(observed, p)]
     return len(touched) < 2 or _all_touched(Role.SOURCE, Goal.RUNNING_P2P)(observed)
+
+
+def _recorded(observed: Observed) -> bool:
+    # a cancellation is in the spec, and one that was turned around by an earlier leader is known by that
+    known = (Reason.CANCELLED, Reason.OPERATOR_RESTARTED)
+    failure = observed.failure
+    return observed.recorded is not None or not observed.pairs or failure is None or failure.reason in known
 
 
 def _converged(observed: Observed) -> bool:
@@ -326,6 +335,14 @@ ROLLBACK: tuple[Step, ...] = (
         _tell_touched(_S, Goal.RUNNING),
         "returning sources to RUNNING: {failure}",
         _prepare_seconds,
+    ),
+    Step(
+        "RecordFailure",
+        _P.ROLLING_BACK,
+        _recorded,
+        lambda o: (PersistFailure(o.failure),) if o.failure else (),
+        "recording why: {failure}",
+        _api_seconds,
     ),
     Step(
         "BlankTargets",

@@ -126,7 +126,7 @@ def test_a_write_that_fails_leaves_the_record_before_it(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(JournalError, match="cannot be written.*No space left"):
+    with pytest.raises(JournalError, match=r"cannot be written.*No space left"):
         journal.write(KEY, SPEC, replace(FACTS, backward=True), durable=True)
     assert boot("boot-1").sessions() == [(KEY, SPEC, FACTS)]
 

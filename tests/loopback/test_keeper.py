@@ -172,7 +172,7 @@ def test_the_fds_die_with_the_keeper(keeper: KeeperProcess, pipe: tuple[int, int
     keeper.process.kill()
     keeper.process.wait()
     assert not is_open(reader)
-    with pytest.raises(KeeperError, match="does not answer"):
+    with pytest.raises(KeeperError, match="no keeper serves"):
         keeper.client.held()
 
 

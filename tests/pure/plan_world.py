@@ -27,6 +27,7 @@ from vfio_operator.actions import (
     CreateSwitchover,
     Decide,
     Finish,
+    PersistFailure,
     PersistPairs,
     PersistRehearsal,
     Plan,
@@ -76,6 +77,7 @@ class Etcd:
     cancel: bool = False
     terminal: Finish | None = None
     rehearsed: bool = False
+    failure: Failure | None = None
 
     def decide(self, outcome: Outcome) -> None:
         """Write-once, as the CEL rule has it."""
@@ -403,7 +405,7 @@ class World:
         """Another leader: knows what is stored, and what agents that have dialled it say."""
         for node in list(self.leader.streams):
             self.disconnect(node)
-        self.leader = Leader(epoch=self.leader.epoch + 1)
+        self.leader = Leader(epoch=self.leader.epoch + 1, failure=self.etcd.failure)
         for node in self.agents if connected is None else connected:
             self.connect(node)
 
@@ -439,6 +441,7 @@ class World:
             ),
             switchover=etcd.switchover,
             failure=leader.failure,
+            recorded=etcd.failure,
             exhausted=leader.exhausted,
             settled=len(leader.streams) == len(self.agents),
             inherited=leader.epoch > 1 and bool(etcd.pairs),
@@ -487,6 +490,8 @@ class World:
                 etcd.pairs = action.pairs
             case PersistRehearsal():
                 etcd.rehearsed = True
+            case PersistFailure():
+                etcd.failure = action.failure
             case Claim():
                 etcd.claims = {f"{node}-{address}" for node, address in action.devices}
             case CreateSwitchover():
