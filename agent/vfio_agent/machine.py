@@ -29,6 +29,8 @@ class SessionFacts:
 
     backward: it has begun to roll back. switchover: a command past pre-copy was accepted. loaded: it has voted.
     latched: it has heard nothing for too long in the switchover, and takes no command any more that brings no decision.
+    lost: devices of a target that lost what they had loaded, after Commit, without having left STOP. leaving: it was
+    told to leave STOP. attempt: how often devices were made ready to load, or sent, once more.
     incarnations: (device name, opening) of every device; another opening is another device.
     """
 
@@ -42,6 +44,9 @@ class SessionFacts:
     incarnations: tuple[tuple[str, str], ...] = ()
     decision: Outcome | None = None
     latched: bool = False
+    lost: tuple[str, ...] = ()
+    leaving: bool = False
+    attempt: int = 0
 
 
 class Inquiry(StrEnum):
@@ -146,8 +151,19 @@ WAYPOINTS: Mapping[tuple[Role, Goal], tuple[tuple[str, _Choice], ...]] = {
 NEVER_QUIESCED: tuple[tuple[str, _Choice], ...] = (("leave_pre_copy", _leave_pre_copy),)
 
 
-def rounds(role: Role, goal: Goal, devices: tuple[DeviceFacts, ...], *, pre_copy: bool = True) -> tuple[Round, ...]:
+# Once more from the start: what a data stream has given it does not give again.
+RESEND: tuple[tuple[str, _Choice], ...] = (
+    ("resend", _release),
+    (BARRIER_B, _always(DeviceState.STOP_COPY)),
+)
+
+
+def rounds(
+    role: Role, goal: Goal, devices: tuple[DeviceFacts, ...], *, pre_copy: bool = True, again: bool = False
+) -> tuple[Round, ...]:
     """The rounds that bring `devices` to `goal`; rounds and moves with nothing to do are left out.
+
+    again: a source's devices are to be sent whole once more.
 
     Raises CommandError if the goal does not exist for the role, or if more than one device is to be stopped and one
     of them cannot quiesce its P2P traffic (I3).
@@ -169,6 +185,8 @@ def rounds(role: Role, goal: Goal, devices: tuple[DeviceFacts, ...], *, pre_copy
         waypoints = ()  # they run already: nothing to bring back, and nothing to disturb
     elif back and goal is Goal.RUNNING and all(d.state in _UNTOUCHED for d in devices):
         waypoints = NEVER_QUIESCED
+    if again and role is Role.SOURCE:
+        waypoints = RESEND
     planned = []
     for step, choose in waypoints:
         moves = []
@@ -254,11 +272,25 @@ def _admit_target(facts: SessionFacts, command: Command, decision: Outcome | Non
             raise _refused(command, "the target has not loaded and validated every device", "wait for its vote")
     if command.goal is Goal.LOADED:
         raise _refused(command, "the vote is the target's own word", "wait for it")
-    if command.goal is Goal.PREPARED and facts.loaded:
-        raise _refused(command, "the target has voted", "its state is not to be overwritten")
+    if command.goal is Goal.PREPARED:
+        _admit_preparation(facts, command, decision)
     voted = facts.loaded and not facts.started
     if command.goal is Goal.RELEASED and voted and decision is not Outcome.ABORT:
         raise _refused(command, f"the target has voted and the decision is {decision or 'unknown'}", "decide first")
+
+
+def _admit_preparation(facts: SessionFacts, command: Command, decision: Outcome | None) -> None:
+    if facts.loaded:
+        raise _refused(command, "the target has voted", "its state is not to be overwritten")
+    if decision is Outcome.ABORT:
+        raise _refused(command, "the decision is Abort", "release it instead")
+    if decision is Outcome.COMMIT and (command.attempt <= facts.attempt or not set(command.again) <= set(facts.lost)):
+        lost = ", ".join(facts.lost) or "none"
+        raise _refused(
+            command,
+            f"after Commit only lost devices are prepared ({lost}), and attempt {facts.attempt} was the last one",
+            "name these, and a later attempt",
+        )
 
 
 def _refused(command: Command, found: str, step: str) -> CommandError:

@@ -118,38 +118,47 @@ class Session:
                 async with asyncio.timeout(command.deadline_milliseconds / 1000):
                     await self._pursue(command)
             except TimeoutError:
-                device, awaited = self.side.awaited()
-                self._fail(
-                    DeviceError(
-                        f"{command.goal} was not reached within {command.deadline_milliseconds} ms; "
-                        f"devices are in {self._state_names()}{'; ' if awaited else ''}{awaited}",
-                        reason=Reason.STEP_TIMEOUT,
-                        device=device,
-                    )
-                )
+                await self._failed(command, self._too_late(command))
             except VFIOMigrationError as error:
-                self._fail(error)
+                await self._failed(command, error)
         self._around.notify(self)
+
+    def _too_late(self, command: Command) -> DeviceError:
+        device, awaited = self.side.awaited()
+        return DeviceError(
+            f"{command.goal} was not reached within {command.deadline_milliseconds} ms; "
+            f"devices are in {self._state_names()}{'; ' if awaited else ''}{awaited}",
+            reason=Reason.STEP_TIMEOUT,
+            device=device,
+        )
+
+    async def _failed(self, command: Command, error: VFIOMigrationError) -> None:
+        await self.side.failed(command)  # what is lost by it is told with it
+        self._fail(error)
 
     async def _pursue(self, command: Command) -> None:
         began = time.perf_counter()
         await self._remember(command)
+        if command.goal in machine.ROLLBACK or command.again:
+            self.cause = self.failure or self.cause
+            self.failure = None  # a new attempt to get back, or to send once more, is judged by its own outcome
         if self.failure is not None and command.goal in machine.SOURCE_FORWARD:
             return  # reported already; the operator decides what now
-        if command.goal in machine.ROLLBACK:
-            self.cause = self.failure or self.cause
-            self.failure = None  # a new attempt to get back is judged by its own outcome
         if self.side.keeps(command):
             return
+        if command.again:
+            self.reached = None  # it is there no more, until it is there once more
         await self.side.before(command)
         if command.goal is Goal.PREPARED:
             openings = tuple((name, held.incarnation) for name, held in self._held.items())
-            await self.record(replace(self.facts, incarnations=openings), durable=True)
+            remember = self.note if command.again else self.record
+            await remember(replace(self.facts, incarnations=openings), durable=True)
         if self.facts.role is Role.TARGET and command.goal in (Goal.RUNNING_P2P, Goal.RUNNING):
             self.all_held()
         if self.side.keeps(command):
             return  # a stream came meanwhile
-        for planned in machine.rounds(self.facts.role, command.goal, self._device_facts(), pre_copy=self.spec.pre_copy):
+        devices, again = self._concerned(command), bool(command.again)
+        for planned in machine.rounds(self.facts.role, command.goal, devices, pre_copy=self.spec.pre_copy, again=again):
             if planned.step == machine.BARRIER_B:
                 await self.side.settle()
             await self._move(planned)
@@ -209,9 +218,11 @@ class Session:
             decision=self.facts.decision or command.decision,
             backward=self.facts.backward or command.goal in machine.ROLLBACK,
             switchover=self.facts.switchover or command.goal in (Goal.QUIESCED, Goal.STOP_COPY),
+            leaving=self.facts.leaving or command.goal in (Goal.RUNNING_P2P, Goal.RUNNING),
+            attempt=max(self.facts.attempt, command.attempt),
         )
         # forward, what cannot be recorded is not done; the way back and what the decision demands can be learned anew
-        if command.goal in machine.SOURCE_FORWARD:
+        if command.goal in machine.SOURCE_FORWARD and facts.decision is None:
             await self.record(facts, durable=command.goal is Goal.PREPARED)
         else:
             await self.note(facts)
@@ -275,6 +286,7 @@ class Session:
                 ) from error
             self._around.metrics.arc(held.backend, old, new, "ok", time.perf_counter() - began)
             self._states[name] = new
+        self.side.moved(name, old, new)
         if stream is not None:
             self.side.data_stream(name, stream)
 
@@ -318,8 +330,13 @@ class Session:
         """The devices of the migration that are held here."""
         return tuple(device for device in self.spec.devices if device.name in self._held)
 
-    def _device_facts(self) -> tuple[DeviceFacts, ...]:
-        return tuple(DeviceFacts(n, self.state(n), h.flags) for n, h in self._held.items())
+    def _concerned(self, command: Command) -> tuple[DeviceFacts, ...]:
+        """The devices that a command is for: all, or those that are to be loaded or sent again."""
+        return tuple(
+            DeviceFacts(name, self.state(name), held.flags)
+            for name, held in self._held.items()
+            if not command.again or name in command.again
+        )
 
     def _state_names(self) -> str:
         return ", ".join(f"{name}={state.name}" for name, state in self._states.items())
@@ -350,6 +367,8 @@ class Session:
             failure=self.failure,
             timings=tuple(Timing(step, us) for step, us in list(self._timings.items())),
             link_bytes_per_second=self.side.link_bytes_per_second(),
+            lost=self.facts.lost,
+            attempt=self.facts.attempt,
         )
 
     def end(self) -> None:

@@ -15,7 +15,7 @@ from vfio_agent.losses import raise_unless_running, reset_lost, say_lost
 from vfio_agent.receiver import Expected, Inlet
 from vfio_agent.sender import Progress
 from vfio_agent.streams import SourceStreams, at_once
-from vfio_api.device import DeviceState, MigrationFlags
+from vfio_api.device import RUNS, DeviceState, MigrationFlags
 from vfio_api.errors import CommandError, DeviceError, JournalError, Reason
 from vfio_api.types import Command, DeviceReport, Goal, Outcome, SessionDevice
 
@@ -33,10 +33,17 @@ class SourceSide:
         self._session = session
         self._streams = SourceStreams(session, self._on_change, self._config)
         self._stop_copy_bytes: dict[str, int] = {}
+        self._sent_again = 0  # the last attempt that came to its end
 
-    def keeps(self, _command: Command) -> bool:
-        """No command finds a source's devices as they must stay."""
-        return False
+    def keeps(self, command: Command) -> bool:
+        """Whether what is to be sent once more was: no other command finds a source's devices as they must stay."""
+        return bool(command.again) and command.attempt <= self._sent_again
+
+    async def failed(self, command: Command) -> None:
+        """A source has nothing to look for."""
+
+    def moved(self, name: str, old: DeviceState, new: DeviceState) -> None:
+        """Nor does it keep an account of its devices' arcs."""
 
     async def before(self, command: Command) -> None:
         """Take the devices; connect the streams; on the way back, restore what only a reset restores."""
@@ -44,6 +51,10 @@ class SourceSide:
             for device in self._session.spec.devices:
                 await self._session.blocking(partial(self._hold, device))
         if command.goal is Goal.PRE_COPY:
+            await self._streams.connect(command)
+        if command.again:
+            await self.stop_streams()
+            self._streams = SourceStreams(self._session, self._on_change, self._config)
             await self._streams.connect(command)
         if command.goal in (Goal.RUNNING_P2P, Goal.RUNNING):
             await self.stop_streams()
@@ -57,6 +68,7 @@ class SourceSide:
             began = time.perf_counter()
             await self._streams.finish()
             self._session.timed("transfer", began)
+            self._sent_again = max(self._sent_again, command.attempt)
         if command.goal is Goal.RUNNING:
             await self._session.blocking(partial(reset_lost, self._session))
             say_lost(self._session)
@@ -193,15 +205,40 @@ class TargetSide:
         self._inlets: dict[str, Inlet] = {}
         self._streams: dict[str, DataStream] = {}
         self._loaded: set[str] = set()
+        self._ran: set[str] = set()  # devices that have left STOP
+        self._left = session.facts.leaving  # an earlier agent was told to: one that is gone may have run
 
     def keeps(self, command: Command) -> bool:
         """Whether the devices are to be left as they are: one with a stream, or loaded, is not to be blanked again."""
         begun = bool(self._loaded) or any(inlet.taken for inlet in self._inlets.values())
-        return command.goal is Goal.PREPARED and begun
+        return command.goal is Goal.PREPARED and begun and not command.again
+
+    def moved(self, name: str, old: DeviceState, new: DeviceState) -> None:
+        """A device has taken an arc; in an arc's thread."""
+        if old is DeviceState.STOP and new in RUNS:
+            self._ran.add(name)
+
+    async def failed(self, command: Command) -> None:
+        """Find devices that lost their state when they were to leave STOP: the source still has it."""
+        session = self._session
+        if command.goal not in (Goal.RUNNING_P2P, Goal.RUNNING):
+            return
+        await session.blocking(session.refresh)
+        lost = tuple(device.name for device in session.spec.devices if self._is_lost(device.name))
+        if lost and not session.facts.started:
+            session.reached = None
+            await session.note(replace(session.facts, loaded=False, lost=lost))
+
+    def _is_lost(self, name: str) -> bool:
+        held = any(device.name == name for device in self._session.held_devices())
+        gone = not held or self._session.state(name) is DeviceState.ERROR
+        return gone and name not in self._ran and not self._left
 
     async def before(self, command: Command) -> None:
         """Open and reset the devices; on release, blank what was not started."""
-        if command.goal is Goal.PREPARED:
+        if command.again:
+            await self._session.blocking(partial(self._make_ready_again, command.again))
+        elif command.goal is Goal.PREPARED:
             for device in self._session.spec.devices:
                 await self._session.blocking(partial(self._open, device))
         if command.goal is Goal.RELEASED and not self._session.facts.started:
@@ -234,9 +271,25 @@ class TargetSide:
             )
         self._session.hold(device.name, held)
 
+    def _make_ready_again(self, names: tuple[str, ...]) -> None:
+        """Blank the devices that lost their state, and forget the streams that they had."""
+        session = self._session
+        session.around.server.forget(session.key.uid)
+        for device in session.spec.devices:
+            if device.name not in names:
+                continue
+            self._inlets.pop(device.name, None)
+            self._loaded.discard(device.name)
+            if session.around.holdings.get(device.address) is None:
+                self._open(device)
+            else:
+                session.reset(device.name)
+
     def _listen(self, command: Command) -> None:
         pinned = tuple(peer.certificate for peer in command.peers)
         for device in self._session.spec.devices:
+            if command.again and device.name not in command.again:
+                continue
             name = device.name
             if name not in self._inlets:
                 self._inlets[name] = Inlet(name, self._streams[name], partial(self._validate, name), self._session.fail)
@@ -294,8 +347,9 @@ class TargetSide:
         if session.ended:
             return
         self._loaded.add(name)
-        if len(self._loaded) == len(session.spec.devices) and session.failure is None:
-            strays = [d.name for d in session.spec.devices if session.state(d.name) is not DeviceState.STOP]
+        awaited = set(session.facts.lost) or {d.name for d in session.spec.devices}
+        if awaited <= self._loaded and session.failure is None:
+            strays = [each for each in sorted(awaited) if session.state(each) is not DeviceState.STOP]
             if strays:
                 session.fail(
                     DeviceError(
@@ -305,7 +359,7 @@ class TargetSide:
                     )
                 )
                 return
-            facts = replace(session.facts, loaded=True)
+            facts = replace(session.facts, loaded=True, lost=())
             try:
                 session.around.journal.write(session.key, session.spec, facts, durable=False)
             except JournalError as error:

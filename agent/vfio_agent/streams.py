@@ -67,7 +67,8 @@ class SourceStreams:
         self._awaited = "the end of its state", _finished
         senders = self._senders.values()
         await at_once([partial(s.connect, CONNECT_SECONDS) for s in senders])
-        await at_once([s.probe for s in senders])  # at once: they share the link
+        if not command.again:  # nothing is to be forecast any more
+            await at_once([s.probe for s in senders])  # at once: they share the link
         self._awaited = None
 
     def _make(self, command: Command) -> None:
@@ -76,7 +77,8 @@ class SourceStreams:
         spec = self._session.spec
         tls = context(self._session.identity, pinned, server=False)
         limit = TokenBucket(spec.bandwidth_limit_bytes_per_second)
-        for device in spec.devices:
+        devices = [d for d in spec.devices if not command.again or d.name in command.again]
+        for device in devices:
             peer = peers.get(device.peer_node)
             if peer is None:
                 raise CommandError(
@@ -92,7 +94,7 @@ class SourceStreams:
                 partial(self._changed, device.name),
                 link=self._link,
                 config=partial(self._config, device.name),
-                streams=len(spec.devices),
+                streams=len(devices),
             )
 
     def _changed(self, name: str) -> None:

@@ -87,6 +87,8 @@ class Command:
     """Be in `goal`. Idempotent; (epoch, sequence) orders commands of one migration, older ones are refused.
 
     deadline_milliseconds is a duration from receipt. `decision` is the one read back from the VFIOSwitchover.
+    attempt: above 0 after Commit, when the devices in `again` lost what they had loaded: Prepared makes a target ready
+    to load these anew, StopCopy makes a source send them whole once more.
     """
 
     migration: MigrationKey
@@ -98,6 +100,8 @@ class Command:
     decision: Outcome | None = None
     spec: SessionSpec | None = None
     peers: tuple[Peer, ...] = ()
+    attempt: int = 0
+    again: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,8 @@ class SessionReport:
 
     reached: the last goal that every device of the session is in. backward: it has begun to roll back and will
     never go forward again. link_bytes_per_second: what all streams of a source session carried together lately
-    while any had something to send (0: not measured).
+    while any had something to send (0: not measured). lost: devices of a target that had loaded their state and lost it
+    after Commit without having left STOP, so that the source can send it again. attempt: the last one of a command.
     """
 
     migration_uid: str
@@ -162,6 +167,8 @@ class SessionReport:
     failure: Failure | None = None
     timings: tuple[Timing, ...] = ()
     link_bytes_per_second: int = 0
+    lost: tuple[str, ...] = ()
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,8 @@ def command_to_wire(command: Command) -> pb.Command:
         deadline_milliseconds=command.deadline_milliseconds,
         decision=command.decision or "",
         peers=[pb.Peer(node=p.node, data_address=p.data_address, certificate=p.certificate) for p in command.peers],
+        attempt=command.attempt,
+        again=command.again,
     )
     if command.spec is not None:
         message.spec.CopyFrom(_spec_to_wire(command.spec))
@@ -75,6 +77,7 @@ def _spec_to_wire(spec: SessionSpec) -> pb.SessionSpec:
 def command_from_wire(message: pb.Command) -> Command:
     """A Command from protobuf. Raises ValueError."""
     _bounded(len(message.peers), MAX_DEVICES, "peers")
+    _bounded(len(message.again), MAX_DEVICES, "again")
     for peer in message.peers:
         _bounded(len(peer.certificate), MAX_CERTIFICATE, "certificate bytes")
     return Command(
@@ -93,6 +96,8 @@ def command_from_wire(message: pb.Command) -> Command:
         peers=tuple(
             Peer(_text(p.node, "node"), _text(p.data_address, "data address"), p.certificate) for p in message.peers
         ),
+        attempt=message.attempt,
+        again=tuple(_text(name, "again") for name in message.again),
     )
 
 
@@ -139,6 +144,8 @@ def report_to_wire(report: SessionReport) -> pb.SessionReport:
         ],
         timings=[pb.Timing(step=t.step, microseconds=t.microseconds) for t in report.timings],
         link_bytes_per_second=report.link_bytes_per_second,
+        lost=report.lost,
+        attempt=report.attempt,
     )
     if report.failure is not None:
         f = report.failure
@@ -152,6 +159,7 @@ def report_from_wire(message: pb.SessionReport) -> SessionReport:
     """A SessionReport from protobuf. Raises ValueError."""
     _bounded(len(message.devices), MAX_DEVICES, "devices")
     _bounded(len(message.timings), MAX_TIMINGS, "timings")
+    _bounded(len(message.lost), MAX_DEVICES, "lost")
     _bounded(len(message.certificate), MAX_CERTIFICATE, "certificate bytes")
     failure = None
     if message.HasField("failure"):
@@ -175,6 +183,8 @@ def report_from_wire(message: pb.SessionReport) -> SessionReport:
         failure=failure,
         timings=tuple(Timing(_text(t.step, "step"), t.microseconds) for t in message.timings),
         link_bytes_per_second=message.link_bytes_per_second,
+        lost=tuple(_text(name, "lost") for name in message.lost),
+        attempt=message.attempt,
     )
 
 

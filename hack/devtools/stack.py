@@ -57,8 +57,13 @@ class Node:
         self.simulator_socket, self.broker_socket = self.dir / "sim", self.dir / "broker"
         arguments = ["--socket", str(self.simulator_socket), "--config", str(config), "--trace", str(self.trace)]
         self.simulator = self._child("simulator", "vfio_agent.devices.simulator", arguments, "ready")
-        self.keeper = self._child("keeper", "vfio_agent.keeper", ["--socket", str(self.dir / "keeper")], "ready")
+        self.keeper = self.restart_keeper()
         self.agent: Child | None = None
+
+    def restart_keeper(self) -> Child:
+        """Start a keeper, as the first or after the one before has ended."""
+        self.keeper = self._child("keeper", "vfio_agent.keeper", ["--socket", str(self.dir / "keeper")], "ready")
+        return self.keeper
 
     def _child(
         self, name: str, module: str, arguments: Sequence[str], ready: str, env: Mapping[str, str] | None = None

@@ -48,12 +48,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Tell a participant to be in `goal`."""
+    """Tell a participant to be in `goal`. attempt and again: as in `vfio_api.types.Command`."""
 
     node: str
     role: Role
     goal: Goal
     decision: Outcome | None = None
+    attempt: int = 0
+    again: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

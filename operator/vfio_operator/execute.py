@@ -46,6 +46,7 @@ class Sent:
     decision: Outcome | None
     stream: int
     number: tuple[int, int]  # epoch and sequence of the command
+    attempt: int = 0  # of the devices that are loaded or sent again
     attempts: int = 1
     retry_at: float = 0.0
 
@@ -225,10 +226,11 @@ class Executor:
             return  # said as soon as it is back
         now = asyncio.get_running_loop().time()
         attempts = 1
-        if last is not None and (last.goal, last.decision, last.stream) == (
+        if last is not None and (last.goal, last.decision, last.stream, last.attempt) == (
             action.goal,
             action.decision,
             stream.number,
+            action.attempt,
         ):
             report = self._agents.report(action.node, observed.key.uid, action.role)
             # a failure that was reported before the last command arrived says nothing of that command
@@ -243,13 +245,17 @@ class Executor:
         self._memory.sequence += 1
         retry_at = now + FIRST_RETRY_SECONDS * 2**attempts
         number = (self._leadership.epoch, self._memory.sequence)
-        self._memory.sent[identity] = Sent(action.goal, action.decision, stream.number, number, attempts, retry_at)
+        self._memory.sent[identity] = Sent(
+            action.goal, action.decision, stream.number, number, action.attempt, attempts, retry_at
+        )
         self._agents.send(action.node, self._command(observed, action))
 
     def _command(self, observed: Observed, action: Send) -> Command:
         seconds = observed.limits.prepare_seconds
         if action.goal in (Goal.QUIESCED, Goal.STOP_COPY):
             seconds = observed.wish.strategy.switchover_timeout_seconds
+        if action.again:  # the source's copy is the only one: no haste
+            seconds = max(seconds, observed.wish.strategy.convergence_timeout_seconds)
         prepare = action.goal is Goal.PREPARED
         return Command(
             migration=observed.key,
@@ -260,7 +266,9 @@ class Executor:
             deadline_milliseconds=int(seconds * 1000),
             decision=action.decision,
             spec=self._spec(observed, action) if prepare else None,
-            peers=self._peers(observed, action) if prepare or action.goal is Goal.PRE_COPY else (),
+            peers=self._peers(observed, action) if prepare or action.again or action.goal is Goal.PRE_COPY else (),
+            attempt=action.attempt,
+            again=action.again,
         )
 
     def _spec(self, observed: Observed, action: Send) -> SessionSpec:

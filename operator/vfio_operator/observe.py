@@ -122,9 +122,7 @@ def persisted_failure(body: Body) -> Failure | None:
         reason = Reason(stored["reason"])
     except ValueError:  # of a newer version
         reason = Reason.OPERATOR_RESTARTED
-    return Failure(
-        reason, stored["message"], stored.get("device", ""), stored.get("arc", ""), stored.get("errno", 0)
-    )
+    return Failure(reason, stored["message"], stored.get("device", ""), stored.get("arc", ""), stored.get("errno", 0))
 
 
 def persisted_pairs(body: Body) -> tuple[Pair, ...]:

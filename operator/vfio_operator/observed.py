@@ -151,9 +151,9 @@ class Observed:
     """One migration and all that matters to it, at one moment.
 
     pairs are the persisted ones (empty before). claims: object names of the VFIODevices reserved by this migration.
-    failure is the first thing that went wrong; recorded: what of it is stored. converge_expired: pre-copy has lasted its
-    limit. exhausted: a step after the decision failed so often that it is given up. settled: agents have had the time to
-    dial this leader.
+    failure is the first thing that went wrong; recorded: what of it is stored. converge_expired: pre-copy has lasted
+    its limit. exhausted: a step after the decision failed so often that it is given up. settled: agents have had the
+    time to dial this leader.
     inventory_settled: they have had the time to publish what an earlier migration changed.
     generation: metadata.generation of the object that wish was read from.
     inherited: an earlier leader may have commanded what this one knows nothing of.

@@ -131,6 +131,43 @@ def _quiescent(observed: Observed) -> bool:
     return one_node(observed, Role.SOURCE) or all_reached(Role.SOURCE, Goal.QUIESCED)(observed) or _stopped(observed)
 
 
+def _lost(observed: Observed) -> frozenset[str]:
+    """Pairs whose targets lost their state after Commit without having left STOP."""
+    return frozenset(name for p in observed.side(Role.TARGET) if p.report is not None for name in p.report.lost)
+
+
+def _is_ready_again(participant: Participant) -> bool:
+    report = participant.report
+    return report is None or not report.lost or (report.reached is Goal.PREPARED and report.failure is None)
+
+
+def _ready_again(observed: Observed) -> bool:
+    return all(_is_ready_again(p) for p in observed.side(Role.TARGET))
+
+
+def _reload(observed: Observed) -> tuple[Action, ...]:
+    return tuple(
+        Send(p.node, Role.TARGET, Goal.PREPARED, Outcome.COMMIT, p.report.attempt + 1, p.report.lost)
+        for p in observed.side(Role.TARGET)
+        if p.report is not None and not _is_ready_again(p)
+    )
+
+
+def _resend(observed: Observed) -> tuple[Action, ...]:
+    # grows with every attempt of any target: a source that knows a number has sent for it
+    attempt = sum(p.report.attempt for p in observed.side(Role.TARGET) if p.report is not None)
+    lost = _lost(observed)
+    wanted = {
+        p.node: tuple(sorted(pair.name for pair in observed.pairs if pair.source_node == p.node and pair.name in lost))
+        for p in observed.side(Role.SOURCE)
+    }
+    return tuple(
+        Send(node, Role.SOURCE, Goal.STOP_COPY, Outcome.COMMIT, attempt, again)
+        for node, again in wanted.items()
+        if again
+    )
+
+
 def _p2p_started(observed: Observed) -> bool:
     return one_node(observed, Role.TARGET) or all_reached(Role.TARGET, Goal.RUNNING_P2P)(observed)
 
@@ -276,6 +313,20 @@ FORWARD: tuple[Step, ...] = (
         lambda o: o.switchover.decision is not None,
         lambda _o: (Decide(Outcome.COMMIT),),
         "every target has voted: committing",
+    ),
+    Step(
+        "ReloadTargets",
+        _P.STARTING,
+        _ready_again,
+        _reload,
+        "targets on {targets} lost what they had loaded: preparing them again",
+    ),
+    Step(
+        "ResendSources",
+        _P.STARTING,
+        lambda o: not _lost(o),
+        _resend,
+        "sending the state from {sources} once more",
     ),
     Step(
         "BarrierC",

@@ -63,7 +63,7 @@ class MigrationKey(_message.Message):
     def __init__(self, uid: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("migration", "role", "goal", "epoch", "sequence", "deadline_milliseconds", "decision", "spec", "peers")
+    __slots__ = ("migration", "role", "goal", "epoch", "sequence", "deadline_milliseconds", "decision", "spec", "peers", "attempt", "again")
     MIGRATION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     GOAL_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,8 @@ class Command(_message.Message):
     DECISION_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
     migration: MigrationKey
     role: str
     goal: str
@@ -82,7 +84,9 @@ class Command(_message.Message):
     decision: str
     spec: SessionSpec
     peers: _containers.RepeatedCompositeFieldContainer[Peer]
-    def __init__(self, migration: _Optional[_Union[MigrationKey, _Mapping]] = ..., role: _Optional[str] = ..., goal: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., deadline_milliseconds: _Optional[int] = ..., decision: _Optional[str] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
+    attempt: int
+    again: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, migration: _Optional[_Union[MigrationKey, _Mapping]] = ..., role: _Optional[str] = ..., goal: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., deadline_milliseconds: _Optional[int] = ..., decision: _Optional[str] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., attempt: _Optional[int] = ..., again: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SessionSpec(_message.Message):
     __slots__ = ("devices", "pre_copy", "bandwidth_limit_bytes_per_second", "switchover_timeout_milliseconds", "no_switchover_ack")
@@ -119,7 +123,7 @@ class Peer(_message.Message):
     def __init__(self, node: _Optional[str] = ..., data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class SessionReport(_message.Message):
-    __slots__ = ("migration_uid", "role", "epoch", "sequence", "reached", "backward", "certificate", "devices", "failure", "timings", "link_bytes_per_second")
+    __slots__ = ("migration_uid", "role", "epoch", "sequence", "reached", "backward", "certificate", "devices", "failure", "timings", "link_bytes_per_second", "lost", "attempt")
     MIGRATION_UID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +135,8 @@ class SessionReport(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     LINK_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     migration_uid: str
     role: str
     epoch: int
@@ -142,7 +148,9 @@ class SessionReport(_message.Message):
     failure: Failure
     timings: _containers.RepeatedCompositeFieldContainer[Timing]
     link_bytes_per_second: int
-    def __init__(self, migration_uid: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., reached: _Optional[str] = ..., backward: _Optional[bool] = ..., certificate: _Optional[bytes] = ..., devices: _Optional[_Iterable[_Union[DeviceReport, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ..., link_bytes_per_second: _Optional[int] = ...) -> None: ...
+    lost: _containers.RepeatedScalarFieldContainer[str]
+    attempt: int
+    def __init__(self, migration_uid: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., reached: _Optional[str] = ..., backward: _Optional[bool] = ..., certificate: _Optional[bytes] = ..., devices: _Optional[_Iterable[_Union[DeviceReport, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ..., link_bytes_per_second: _Optional[int] = ..., lost: _Optional[_Iterable[str]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class DeviceReport(_message.Message):
     __slots__ = ("name", "address", "state", "flags", "stop_copy_bytes", "initial_bytes", "dirty_bytes", "transferred_bytes", "bytes_per_second", "initial_acknowledged", "drained", "size_unknown")

@@ -1,0 +1,30 @@
+"""After Commit the source still has the state until every target runs: a target that loses it is loaded again."""
+
+from errno import EIO
+
+from cluster.world import SETS, World, mark, migration, pairs
+from vfio_api.device import DeviceState as S
+
+START = (S.STOP, S.RUNNING_P2P)
+
+
+def assert_moved(world: World) -> None:
+    """Every target runs with its marks, no write was lost or doubled, and the sources are free."""
+    assert world.states("node-b") == ["RUNNING"] * 4
+    assert world.marks("node-b", SETS) == [mark(address) for address in SETS]
+    totals = world.totals("node-b")
+    assert (totals["lost"], totals["missing"], totals["doubled"]) == (0, 0, 0)
+    world.published("node-a", dict.fromkeys(SETS, ""))
+
+
+def test_a_target_that_falls_into_error_when_it_is_to_start_is_loaded_again(world: World) -> None:
+    with world.workload():
+        since = len(world.stack.nodes["node-b"].arcs())
+        world.control("node-b").fault("sim2", "arc", arc=START, error=EIO, to_error=True)
+        found = world.run(migration("again", pairs()))
+        assert found["status"]["phase"] == "Succeeded", found["status"]["message"]
+        steps = [timing["step"] for timing in found["status"]["timings"]]
+        assert steps.index("Decide") < steps.index("ReloadTargets") < steps.index("ResendSources")
+        assert_moved(world)
+        arcs = [a for a in world.stack.nodes["node-b"].arcs()[since:] if a["event"] == "arc" and not a["errno"]]
+        assert [a["to"] for a in arcs if a["device"] == "sim1"].count("RESUMING") == 1  # the others kept theirs
