@@ -2,6 +2,9 @@
 
 import base64
 import json
+import signal
+from datetime import UTC, datetime
+from errno import EIO
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,49 @@ def test_a_standby_writes_nothing_and_takes_over_in_mid_migration(
         assert world.marks("node-a", SETS) == [mark(address) for address in SETS]
         lease = world.stack.get("lease", "vfio-operator", "-n", "vfio-migration")
         assert int(lease["metadata"]["annotations"]["vfiomigration.io/epoch"]) >= 2
+
+
+def _changed(folder: Path, token_id: str, since: datetime) -> list[str]:
+    """What a replica has changed since then: "verb resource", for requests that were not refused."""
+    found = []
+    for line in (folder / "audit.log").read_text().splitlines():
+        entry = json.loads(line)
+        extra = entry["user"].get("extra", {}).get("authentication.kubernetes.io/credential-id", [])
+        received = datetime.fromisoformat(entry["requestReceivedTimestamp"])
+        done = entry["verb"] in WRITES and entry.get("responseStatus", {}).get("code", 500) < 400
+        if token_id in extra and done and received > since:
+            found.append(f"{entry['verb']} {entry['objectRef']['resource']}")
+    return found
+
+
+@pytest.mark.parametrize("moment", ["BarrierB", "RollingBack"])
+def test_a_leader_that_was_stopped_past_its_lease_changes_nothing_when_it_wakes(
+    world: World, audit_folder: Path, moment: str
+) -> None:
+    """Stopped in the middle of a switchover, or of the way back; another replica ends what it had begun."""
+    first, number = world.operator, moment.lower()
+    with world.workload():
+        if moment == "BarrierB":
+            world.control("node-b").fault("sim3", "arc", arc=(S.RESUMING, S.STOP), delay_us=12_000_000)
+        else:
+            world.control("node-a").fault("sim3", "arc", arc=(S.PRE_COPY_P2P, S.STOP_COPY), error=EIO)
+            world.control("node-a").fault("sim2", "arc", arc=(S.STOP, S.RUNNING_P2P), delay_us=12_000_000)
+        name = world.apply(migration(f"stopped-{number}", pairs()))
+        world.stack.wait_until(lambda: "STOP_COPY" in world.states("node-a"), "sources stop")
+        if moment == "RollingBack":
+            world.stack.wait_until(lambda: "RUNNING_P2P" in world.states("node-a"), "the way back")
+        first.signal(signal.SIGSTOP)
+        world.operator = world.stack.start_operator(f"operator-{number}")
+        world.operator.wait_for('"event": "leading"', 60)
+        woken = datetime.now(UTC)
+        first.signal(signal.SIGCONT)
+        world.stack.wait_until(lambda: not first.running, "the replica that was stopped ends by itself", 60)
+        found = world.finished(name, 120)
+        assert found["status"]["phase"] == ("Succeeded" if moment == "BarrierB" else "Failed"), found["status"]
+        assert found["status"]["decision"]["by"] == (f"operator-{number}" if moment == "BarrierB" else first.name)
+        assert "leadership lost" in first.text()
+        assert _changed(audit_folder, _token_id(world, first.name), woken) == []
+        assert _changed(audit_folder, _token_id(world, world.operator.name), woken)
 
 
 @pytest.mark.parametrize("moment", ["PreCopy", "Switchover"])
