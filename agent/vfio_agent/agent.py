@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import structlog
 
+from vfio_agent.holdings import read_state
 from vfio_agent.machine import SessionFacts
 from vfio_agent.session import Session, Surroundings
+from vfio_api.device import DeviceState
 from vfio_api.errors import CommandError, Reason, VFIOMigrationError
 from vfio_api.types import Command, Failure, Goal, Role, SessionReport
 
@@ -65,6 +67,27 @@ class Agent:
                     f"the agent restarted during migration {key}; its data streams are gone",
                 )
             log.info("session taken up", migration=str(key), role=facts.role.value, facts=str(facts))
+        self._free_orphans()
+
+    def _free_orphans(self) -> None:
+        """Give up devices that were to be loaded for a session that is not there any more.
+
+        In RESUMING nothing counts on them. In any other state they may be all that there is of a workload: they stay.
+        """
+        for held in self._around.holdings.all().values():
+            if not held.holder.startswith("migration ") or self.busy(held.address):
+                continue
+            state = read_state(held)
+            if state is DeviceState.RESUMING:
+                self._around.holdings.release(held.address)
+                log.warning("orphaned device given up", device=held.address, holder=held.holder)
+            else:
+                log.error(
+                    "device is held for a migration that this agent knows nothing of; look at the journal's folder",
+                    device=held.address,
+                    holder=held.holder,
+                    state=state.name,
+                )
 
     async def raise_epoch(self, epoch: int) -> None:
         """A leader shows its epoch. Raises CommandError if a newer one was seen."""

@@ -21,7 +21,8 @@ from vfio_agent.journal import Journal
 from vfio_agent.machine import DeviceFacts, Round, SessionFacts
 from vfio_agent.metrics import AgentMetrics
 from vfio_agent.receiver import DataServer
-from vfio_agent.sides import SourceSide, TargetSide
+from vfio_agent.source_side import SourceSide
+from vfio_agent.target_side import TargetSide
 from vfio_api.device import DeviceState
 from vfio_api.errors import CommandError, DeviceError, JournalError, Reason, VFIOMigrationError
 from vfio_api.types import (

@@ -22,7 +22,7 @@ from vfio_agent.keeper import KeeperClient
 from vfio_agent.metrics import AgentMetrics
 from vfio_agent.receiver import DataServer
 from vfio_agent.session import Surroundings
-from vfio_agent.sides import SourceSide
+from vfio_agent.source_side import SourceSide
 from vfio_api.device import DeviceState as S
 from vfio_api.errors import Reason
 from vfio_api.types import (
@@ -101,13 +101,13 @@ class Node:
 class RunningAgent:
     """One agent on a node, and what it reported."""
 
-    def __init__(self, node: Node):
+    def __init__(self, node: Node, boot: str = "boot-1"):
         self.node = node
         self.metrics = AgentMetrics("test")
         self.keeper = KeeperClient(node.directory / "keeper.sock")
-        self.holdings = Holdings({"simulated": SimulatedBackend(node.directory / "sim.sock")}, self.keeper, "boot-1")
+        self.holdings = Holdings({"simulated": SimulatedBackend(node.directory / "sim.sock")}, self.keeper, boot)
         self.holdings.restore()
-        self.journal = Journal(node.directory / "state", node.directory / "run", "boot-1")
+        self.journal = Journal(node.directory / "state", node.directory / "run", boot)
         self.journal.lock()
         self.server = DataServer("127.0.0.1", 0)
         self.arcs = ThreadPoolExecutor(16, "arc")

@@ -18,7 +18,7 @@ from loopback.agents_world import (
     assert_sources_run,
     play,
 )
-from vfio_agent.sides import SourceSide
+from vfio_agent.source_side import SourceSide
 from vfio_api.device import DeviceState as S
 from vfio_api.errors import Reason
 from vfio_api.types import (
