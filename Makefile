@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # make test KERNEL=0 leaves out the tests that boot guests (they need QEMU and, to install it, root).
 KERNEL ?=
 
-.PHONY: bench-convergence bench-size demo test test-fast test-cluster test-kernel lint format generate lock clean help
+.PHONY: sequences bench-convergence bench-size demo test test-fast test-cluster test-kernel lint format generate lock clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -58,6 +58,9 @@ generate: $(STAMP) ## stubs from the proto, CRDs from the models, docs from the 
 	@$(BIN)/python -m vfio_api.crd crds
 	@$(BIN)/python hack/draw_states.py
 	@$(BIN)/python hack/draw_reference.py
+
+sequences: $(STAMP) ## docs/sequences.md, drawn from real runs
+	@PYTHONPATH=hack $(BIN)/python hack/draw_sequence.py
 
 lock: $(STAMP) ## pin requirements/dev.in anew, with hashes and without index URLs
 	@$(BIN)/python -m pip install --quiet pip-tools

@@ -70,7 +70,7 @@ class Session:
         self._held: dict[str, Held] = {}
         self._timings: dict[str, int] = {}
         self._turn = asyncio.Lock()
-        self._log = structlog.get_logger().bind(migration=str(key), uid=key.uid, role=facts.role.value)
+        self.log = structlog.get_logger().bind(migration=str(key), uid=key.uid, role=facts.role.value)
         side = SourceSide if facts.role is Role.SOURCE else TargetSide
         self.side: SourceSide | TargetSide = side(self)
 
@@ -102,7 +102,7 @@ class Session:
         if self.failure is None:
             arc, errno = getattr(error, "arc", ""), getattr(error, "errno", 0)
             self.failure = Failure(error.reason, error.message, error.device, arc, errno)
-            self._log.error("session failed", reason=error.reason, error=error.message, device=error.device)
+            self.log.error("session failed", reason=error.reason, error=error.message, device=error.device)
         self._around.notify(self)
 
     async def apply(self, command: Command) -> None:
@@ -168,7 +168,7 @@ class Session:
         await self.side.after(command)
         self.reached = command.goal
         self.heard()
-        self._log.info(
+        self.log.info(
             "goal reached",
             goal=command.goal.value,
             epoch=command.epoch,
@@ -241,7 +241,7 @@ class Session:
         try:
             await self.record(facts, durable=durable)
         except JournalError as error:
-            self._log.error("not recorded", error=error.message)
+            self.log.error("not recorded", error=error.message)
             self.facts = facts
 
     def _record(self, facts: SessionFacts) -> None:

@@ -191,6 +191,7 @@ class TargetSide:
             session.facts = facts
             session.reached = Goal.LOADED
             session.heard()
+            session.log.info("voted", devices=len(session.spec.devices), epoch=facts.epoch)
         session.around.notify(session)
 
     def _discard(self) -> None:
