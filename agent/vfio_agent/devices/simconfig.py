@@ -44,4 +44,6 @@ def parse_fault(fault: Mapping[str, Any]) -> Fault:
         ends=bool(fault.get("ends", False)),
         after_bytes=int(fault.get("after_bytes", 0)),
         times=int(fault.get("times", 1)),
+        hold=bool(fault.get("hold", False)),
+        in_state=None if fault.get("in_state") is None else DeviceState(fault["in_state"]),
     )

@@ -26,7 +26,8 @@ class Fault:
     arc: the single arc (from, to), for FaultOp.ARC. errno: what the operation fails with; 0: it succeeds, slower or
     shorter. to_error: a failing arc ends in ERROR instead of where it began. delay_seconds: an arc takes longer.
     limit_bytes: a read or write is cut to this, INFO promises no more initial bytes. ends: a read gives 0 bytes, as at
-    the end. after_bytes: a read or write only from this position of its stream.
+    the end. after_bytes: a read or write only from this position of its stream. hold: an arc or a read does not come to
+    its end before it is released. in_state: a read only while the device is in this state.
     """
 
     op: FaultOp
@@ -38,6 +39,8 @@ class Fault:
     ends: bool = False
     after_bytes: int = 0
     times: int = 1
+    hold: bool = False
+    in_state: DeviceState | None = None
 
     def __post_init__(self) -> None:
         if (self.op is FaultOp.ARC) != (self.arc is not None):
@@ -46,16 +49,30 @@ class Fault:
             raise ValueError("an arc into ERROR has failed: give the errno it fails with")
         if self.ends and self.op is not FaultOp.READ:
             raise ValueError("only what is read has an end")
+        if self.hold and self.op not in (FaultOp.ARC, FaultOp.READ):
+            raise ValueError("an arc or a read can be held, and nothing else")
         if self.times < 0:
             raise ValueError("a fault goes wrong once, more often, or (0) until it is cleared")
 
 
 def take_fault(
-    faults: list[Fault], op: FaultOp, *, arc: tuple[DeviceState, DeviceState] | None = None, position: int = 0
+    faults: list[Fault],
+    op: FaultOp,
+    *,
+    arc: tuple[DeviceState, DeviceState] | None = None,
+    position: int = 0,
+    state: DeviceState | None = None,
+    held: bool = False,
 ) -> Fault | None:
-    """The first fault that fits the operation; it is spent by one time, and disarmed with the last."""
+    """The first fault that fits the operation; it is spent by one time, and disarmed with the last.
+
+    state: of the device, for a read. held: whether it is asked for one that holds a read, or for any other.
+    """
     for number, fault in enumerate(faults):
-        if fault.op is op and fault.arc == arc and position >= fault.after_bytes:
+        fits = fault.op is op and fault.arc == arc and position >= fault.after_bytes
+        if op is FaultOp.READ:
+            fits = fits and fault.hold is held and fault.in_state in (None, state)
+        if fits:
             if fault.times == 1:
                 del faults[number]
             elif fault.times:

@@ -237,6 +237,11 @@ class SimDevice:
             raise NoDataError
         return count
 
+    def holds(self, stream: SaveStream | LoadStream) -> bool:
+        """Whether the next read is to wait until it is released; asked once for each read."""
+        fault = take_fault(self.faults, FaultOp.READ, position=stream.position, state=self.state, held=True)
+        return fault is not None
+
     def write(self, stream: SaveStream | LoadStream, data: memoryview) -> int:
         """Load from the data stream; returns the bytes taken. Raises OSError."""
         if not isinstance(stream, LoadStream):
@@ -370,7 +375,7 @@ class SimDevice:
 
     def _injected(self, op: FaultOp, position: int = 0) -> Fault | None:
         """The fault for an operation, if any. Raises OSError if it fails by it."""
-        fault = take_fault(self.faults, op, position=position)
+        fault = take_fault(self.faults, op, position=position, state=self.state)
         if fault is not None and fault.errno:
             raise os_error(fault.errno, "injected")
         return fault

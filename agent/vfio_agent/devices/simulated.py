@@ -254,6 +254,8 @@ class SimulatorControl:
         ends: bool = False,
         after_bytes: int = 0,
         times: int = 1,
+        hold: bool = False,
+        in_state: DeviceState | None = None,
     ) -> None:
         """Arm a fault: simfaults.Fault, `op` being its FaultOp. Raises OSError ENODEV, EINVAL."""
         self._call(
@@ -269,12 +271,22 @@ class SimulatorControl:
                 "ends": ends,
                 "after_bytes": after_bytes,
                 "times": times,
+                "hold": hold,
+                "in_state": None if in_state is None else in_state.value,
             },
         )
 
     def clear_faults(self, address: str) -> None:
         """Disarm every fault of a device. Raises OSError ENODEV."""
         self._call("clear_faults", address=address)
+
+    def await_hold(self, address: str, seconds: float) -> bool:
+        """Wait until an arc or a read of a device is held; whether that came true. Raises OSError ENODEV."""
+        return bool(self._call("await_hold", address=address, seconds=seconds)["held"])
+
+    def release(self, address: str) -> None:
+        """Let what is held of a device go on; nothing happens if nothing is. Raises OSError ENODEV."""
+        self._call("release", address=address)
 
     def reinit(self, address: str) -> None:
         """Give a device new initial data. Raises OSError ENODEV, EINVAL outside of pre-copy."""

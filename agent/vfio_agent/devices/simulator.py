@@ -57,6 +57,8 @@ class Simulator:
         self._trace_file = trace
         self._lock = Lock()
         self._closed = Condition(self._lock)
+        self._holding = Condition(self._lock)
+        self._held: set[str] = set()  # devices whose arc or read waits to be released
         self._holders: dict[str, socket.socket] = {}
 
     def accept(self, listener: socket.socket) -> None:
@@ -158,6 +160,14 @@ class Simulator:
                 case "clear_faults":
                     self._device(request["address"]).faults.clear()
                     return {}
+                case "await_hold":
+                    address = self._device(request["address"]).config.address
+                    reached = self._holding.wait_for(lambda: address in self._held, float(request["seconds"]))
+                    return {"held": reached}
+                case "release":
+                    self._held.discard(self._device(request["address"]).config.address)
+                    self._holding.notify_all()
+                    return {}
                 case "reinit":
                     self._device(request["address"]).reinit(now)
                     return {}
@@ -223,6 +233,9 @@ class Simulator:
                     raise
             while (left := arc.ready - time.monotonic()) > 0:
                 time.sleep(left)
+            if arc.fault is not None and arc.fault.hold:
+                with self._lock:
+                    self._hold(device)
             with self._lock, self._traced("arc", device, arc.target, arc.began):
                 stream = device.finish_arc(time.monotonic())
         if stream is None:
@@ -230,6 +243,13 @@ class Simulator:
         ours, theirs = simwire.data_pair()
         Thread(target=self._serve_stream, args=(ours, device, stream), daemon=True).start()
         return theirs.detach()
+
+    def _hold(self, device: SimDevice) -> None:
+        """With the lock, which is given up meanwhile: wait until the device is released."""
+        address = device.config.address
+        self._held.add(address)
+        self._holding.notify_all()
+        self._holding.wait_for(lambda: address not in self._held)
 
     def _serve_stream(self, connection: socket.socket, device: SimDevice, stream: SaveStream | LoadStream) -> None:
         head = bytearray(simwire.DATA_REQUEST.size)
@@ -241,6 +261,8 @@ class Simulator:
                 payload = chunk[:0]
                 try:
                     with self._lock:
+                        if op == simwire.OP_READ and device.holds(stream):
+                            self._hold(device)
                         now = time.monotonic()
                         if op == simwire.OP_READ:
                             first = device.read(stream, chunk[:length], now)
