@@ -196,25 +196,41 @@ class Plane:
         # Not below TMPDIR: it holds unix sockets, whose paths may be 107 characters long.
         self.dir = Path(tempfile.mkdtemp(prefix="vp-", dir="/tmp"))
         try:
-            with (self.dir / "log").open("wb") as log:
-                self._process = subprocess.Popen(
-                    [program, "-dir", self.dir, *self._flags],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C is for us: the plane stops after its users
-                )
-            assert self._process.stdout is not None
-            line = _read_line(self._process.stdout, START_S)
-            if not line:
-                raise PlaneError(f"the control plane did not start; its log ends with:\n{self._log_tail()}")
-            ready = json.loads(line)
+            self._run(program, [])
         except BaseException:
             self.stop()
             shutil.rmtree(self.dir, ignore_errors=True)
             raise
+
+    def _run(self, program: Path, flags: Sequence[str]) -> None:
+        with (self.dir / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [program, "-dir", self.dir, *self._flags, *flags],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us: the plane stops after its users
+            )
+        assert self._process.stdout is not None
+        line = _read_line(self._process.stdout, START_S)
+        if not line:
+            raise PlaneError(f"the control plane did not start; its log ends with:\n{self._log_tail()}")
+        ready = json.loads(line)
         self.server, self.pid = ready["server"], ready["pid"]
         self.kubeconfig, self.ca = Path(ready["kubeconfig"]), Path(ready["ca"])
+
+    def kill(self) -> None:
+        """SIGKILL, as if the machine of the control plane had lost its power; what etcd stored is there."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def restart(self) -> None:
+        """After `kill`: serve the same data at the same address. Raises PlaneError."""
+        self._run(build_plane(), ["-port", self.server.rpartition(":")[2]])
 
     def stop(self) -> None:
         """Stop the program, killing it if it takes too long, and remove its directory; again does nothing."""
@@ -260,8 +276,12 @@ class Plane:
             raise KubectlError(f"kubectl {' '.join(args)}: exit code {result.returncode}: {result.stderr.strip()}")
         return result.stdout
 
-    def service_account_kubeconfig(self, namespace: str, name: str, path: Path, duration_s: int = 7200) -> None:
+    def service_account_kubeconfig(
+        self, namespace: str, name: str, path: Path, duration_s: int = 7200, server: str = ""
+    ) -> None:
         """Write a kubeconfig with a new token of the service account, and its namespace as the default.
+
+        server: the API server's URL, if another way to it is to be taken.
 
         Raises:
             KubectlError: there is no such service account.
@@ -272,7 +292,7 @@ class Plane:
         kubeconfig = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "testplane", "cluster": {"server": self.server, "certificate-authority-data": ca}}],
+            "clusters": [{"name": "testplane", "cluster": {"server": server or self.server, "certificate-authority-data": ca}}],
             "users": [{"name": name, "user": {"token": token}}],
             "contexts": [{"name": "testplane", "context": context}],
             "current-context": "testplane",

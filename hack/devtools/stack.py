@@ -78,9 +78,9 @@ class Node:
         self._stack.closing.callback(child.stop)
         return child
 
-    def start_agent(self, *, module: str = "vfio_agent", **settings: str) -> Child:
-        """Start (or start again) the agent, with its token; returns once it has started."""
-        token, kubeconfig = self._stack.agent_credentials(self.name, self.dir)
+    def start_agent(self, *, module: str = "vfio_agent", server: str = "", **settings: str) -> Child:
+        """Start (or start again) the agent, with its token; returns once it has started. server: the API server's URL."""
+        token, kubeconfig = self._stack.agent_credentials(self.name, self.dir, server)
         env = {
             "NODE_NAME": self.name,
             "STATE_DIR": str(self.dir / "state"),
@@ -185,10 +185,10 @@ class Stack:
         made = self.kubectl("create", "--dry-run=server", "-f", "-", "-o", "json", input=probe, check=False)
         return bool(made) and "annotations" in json.loads(made)["metadata"]
 
-    def start_operator(self, name: str = "operator-0", **settings: str) -> Child:
-        """Start one replica under its own restricted token; returns once it listens."""
+    def start_operator(self, name: str = "operator-0", *, server: str = "", **settings: str) -> Child:
+        """Start one replica under its own restricted token; returns once it listens. server: the API server's URL."""
         kubeconfig = self.dir / f"{name}.kubeconfig"
-        self.plane.service_account_kubeconfig(NAMESPACE, "vfio-operator", kubeconfig)
+        self.plane.service_account_kubeconfig(NAMESPACE, "vfio-operator", kubeconfig, server=server)
         env = {
             "POD_NAME": name,
             "NAMESPACE": NAMESPACE,
