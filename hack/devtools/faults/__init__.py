@@ -1,0 +1,1 @@
+"""Faults on real processes, and the checker that judges what devices did meanwhile."""
