@@ -220,8 +220,8 @@ def one_side_runs(view: View) -> Iterator[str]:
     for pair in view.pairs:
         source, target = view.story.end.get(pair.source), view.story.end.get(pair.target)
         on = [end for end, found in ((pair.source, source), (pair.target, target)) if _works(found)]
-        if len(on) > 1:
-            yield f"pair {pair.name}: both sides run"
+        if _works(source, RUNS) and _works(target, RUNS):
+            yield f"pair {pair.name}: both sides run: source {source}, target {target}"
         wanted = pair.target if view.commit is not None else pair.source
         if on != [wanted] and not _is_loss(view, pair):
             yield f"pair {pair.name}: {_names({wanted})} should run: source {source}, target {target}"
@@ -309,8 +309,8 @@ def _names(ends: set[End]) -> str:
     return ", ".join(f"{node}/{device}" for node, device in sorted(ends))
 
 
-def _works(found: EndState | None) -> bool:
-    return found is not None and found.open and found.state == "RUNNING" and found.port is not None
+def _works(found: EndState | None, states: frozenset[str] = frozenset({"RUNNING"})) -> bool:
+    return found is not None and found.open and found.state in states and found.port is not None
 
 
 def _is_loss(view: View, pair: Pair) -> bool:

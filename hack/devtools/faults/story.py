@@ -53,8 +53,9 @@ class Story:
 
     pairs: (name, source node, source device, target node, target device). events: of all nodes, by t. decisions: every
     decision that was ever seen; more than one is a violation by itself. phase: the last one, or DELETED if the object
-    went with its finalizers. wall_minus_monotonic: seconds. lost, doubled, missing: P2P writes, counted from the story's beginning. closed_by_fault: (node, device) of devices that the fault
-    itself closed, as when an agent and its keeper are both killed.
+    went with its finalizers. wall_minus_monotonic: seconds. lost, doubled, missing: P2P writes, counted from the
+    story's beginning. closed_by_fault: (node, device) of devices that the fault itself closed, as when an agent and its
+    keeper are both killed.
     """
 
     pairs: tuple[tuple[str, str, str, str, str], ...]
