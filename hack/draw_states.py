@@ -7,7 +7,7 @@ from vfio_agent.machine import WAYPOINTS
 from vfio_api.device import DATA_FD_ARCS, NEXT_STATE, REQUIRED_FLAGS, DeviceState, MigrationFlags
 from vfio_api.types import Goal, Role
 from vfio_operator.actions import Step
-from vfio_operator.steps import FORWARD, REHEARSAL, REHEARSAL_BACK, ROLLBACK
+from vfio_operator.steps import FORWARD, LOST, REHEARSAL, REHEARSAL_BACK, ROLLBACK
 
 TARGET = Path(__file__).resolve().parents[1] / "docs/states.md"
 
@@ -68,6 +68,8 @@ def render() -> str:
         ladder(FORWARD),
         "## A migration, back\n\nTaken when something fails or is cancelled, or when the decision is Abort.\n",
         ladder(ROLLBACK),
+        "## A migration whose state is lost after Commit\n\nTaken when a target's agent says so.\n",
+        ladder(LOST),
         "## A rehearsal\n\nAs forward, up to where the switchover would begin; then back. No device is quiesced.\n",
         ladder(REHEARSAL[-1:] + REHEARSAL_BACK),
         "## A source session\n",

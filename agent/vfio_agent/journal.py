@@ -90,7 +90,7 @@ def _parse(record: Record) -> tuple[MigrationKey, SessionSpec, SessionFacts]:
     devices = tuple(SessionDevice(**device) for device in spec.pop("devices"))
     role, decision = Role(facts.pop("role")), facts.pop("decision")
     facts["incarnations"] = tuple((name, opening) for name, opening in facts["incarnations"])
-    facts["lost"] = tuple(facts.get("lost", ()))
+    facts["lost"], facts["gone"] = tuple(facts.get("lost", ())), tuple(facts.get("gone", ()))
     return (
         MigrationKey(**record["migration"]),
         SessionSpec(devices=devices, **_known(SessionSpec, spec)),

@@ -30,7 +30,8 @@ class SessionFacts:
     backward: it has begun to roll back. switchover: a command past pre-copy was accepted. loaded: it has voted.
     latched: it has heard nothing for too long in the switchover, and takes no command any more that brings no decision.
     lost: devices of a target that lost what they had loaded, after Commit, without having left STOP. leaving: it was
-    told to leave STOP. attempt: how often devices were made ready to load, or sent, once more.
+    told to leave STOP. attempt: how often devices were made ready to load, or sent, once more. gone: devices that lost
+    their state after they had left STOP, or may have; that is final.
     incarnations: (device name, opening) of every device; another opening is another device.
     """
 
@@ -47,6 +48,7 @@ class SessionFacts:
     lost: tuple[str, ...] = ()
     leaving: bool = False
     attempt: int = 0
+    gone: tuple[str, ...] = ()
 
 
 class Inquiry(StrEnum):
@@ -206,7 +208,7 @@ def inquiry(facts: SessionFacts) -> Inquiry:
         return Inquiry.NONE
     if facts.role is Role.SOURCE:
         return Inquiry.ABORT if facts.switchover and not facts.backward else Inquiry.NONE
-    return Inquiry.READ if facts.loaded and not facts.started else Inquiry.NONE
+    return Inquiry.READ if facts.loaded and not facts.started and not facts.gone else Inquiry.NONE
 
 
 def alone(facts: SessionFacts) -> Goal | None:
@@ -216,7 +218,7 @@ def alone(facts: SessionFacts) -> Goal | None:
     """
     if facts.role is Role.SOURCE:
         return Goal.RUNNING if facts.switchover and facts.decision is Outcome.ABORT else None
-    if not facts.loaded or facts.started or facts.decision is None:
+    if not facts.loaded or facts.started or facts.gone or facts.decision is None:
         return None
     return Goal.RUNNING if facts.decision is Outcome.COMMIT else Goal.RELEASED
 
@@ -274,7 +276,7 @@ def _admit_target(facts: SessionFacts, command: Command, decision: Outcome | Non
         raise _refused(command, "the vote is the target's own word", "wait for it")
     if command.goal is Goal.PREPARED:
         _admit_preparation(facts, command, decision)
-    voted = facts.loaded and not facts.started
+    voted = facts.loaded and not facts.started and not facts.gone
     if command.goal is Goal.RELEASED and voted and decision is not Outcome.ABORT:
         raise _refused(command, f"the target has voted and the decision is {decision or 'unknown'}", "decide first")
 

@@ -99,7 +99,8 @@ class Session:
         self.on_loop(self._fail, error)
 
     def _fail(self, error: VFIOMigrationError) -> None:
-        if self.failure is None:
+        final = error.reason is Reason.TARGET_LOST_AFTER_COMMIT  # whatever was tried before
+        if self.failure is None or (final and self.failure.reason is not error.reason):
             arc, errno = getattr(error, "arc", ""), getattr(error, "errno", 0)
             self.failure = Failure(error.reason, error.message, error.device, arc, errno)
             self.log.error("session failed", reason=error.reason, error=error.message, device=error.device)
@@ -107,6 +108,8 @@ class Session:
 
     async def apply(self, command: Command) -> None:
         """Be in the command's goal by its deadline. Raises CommandError if the session must not take it."""
+        if await self.side.lost_for_good(command):
+            return
         machine.admit(self.facts, command)
         self.heard()
         if command.goal in machine.ROLLBACK or command.goal is Goal.RELEASED:
@@ -134,8 +137,7 @@ class Session:
         )
 
     async def _failed(self, command: Command, error: VFIOMigrationError) -> None:
-        await self.side.failed(command)  # what is lost by it is told with it
-        self._fail(error)
+        self._fail(await self.side.failed(command, error))  # what is lost by it is told with it
 
     async def _pursue(self, command: Command) -> None:
         began = time.perf_counter()
@@ -162,7 +164,7 @@ class Session:
         for planned in machine.rounds(self.facts.role, command.goal, devices, pre_copy=self.spec.pre_copy, again=again):
             if planned.step == machine.BARRIER_B:
                 await self.side.settle()
-            await self._move(planned)
+            await self.move(planned)
         if command.goal is Goal.QUIESCED:
             await self.side.settle()  # the other nodes' devices stop as soon as all say that they are here
         await self.side.after(command)
@@ -253,7 +255,7 @@ class Session:
         """Run a blocking call in the arcs' threads."""
         return await self._loop.run_in_executor(self._around.arcs, call)
 
-    async def _move(self, planned: Round) -> None:
+    async def move(self, planned: Round) -> None:
         """One round: all moves in parallel; every one is waited for, then the first failure is raised."""
         began = time.perf_counter()
         moves = [self.blocking(partial(self.set_state, n, s)) for n, s in planned.moves]
@@ -331,13 +333,13 @@ class Session:
         """The devices of the migration that are held here."""
         return tuple(device for device in self.spec.devices if device.name in self._held)
 
+    def device_facts(self) -> tuple[DeviceFacts, ...]:
+        """Every held device as it was last read back."""
+        return tuple(DeviceFacts(name, self.state(name), held.flags) for name, held in self._held.items())
+
     def _concerned(self, command: Command) -> tuple[DeviceFacts, ...]:
         """The devices that a command is for: all, or those that are to be loaded or sent again."""
-        return tuple(
-            DeviceFacts(name, self.state(name), held.flags)
-            for name, held in self._held.items()
-            if not command.again or name in command.again
-        )
+        return tuple(each for each in self.device_facts() if not command.again or each.name in command.again)
 
     def _state_names(self) -> str:
         return ", ".join(f"{name}={state.name}" for name, state in self._states.items())

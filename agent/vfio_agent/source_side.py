@@ -14,7 +14,7 @@ from vfio_agent.losses import raise_unless_running, reset_lost, say_lost
 from vfio_agent.sender import Progress
 from vfio_agent.streams import SourceStreams, at_once
 from vfio_api.device import DeviceState, MigrationFlags
-from vfio_api.errors import CommandError, DeviceError, Reason
+from vfio_api.errors import CommandError, DeviceError, Reason, VFIOMigrationError
 from vfio_api.types import Command, DeviceReport, Goal, Outcome, SessionDevice
 
 if TYPE_CHECKING:
@@ -37,8 +37,13 @@ class SourceSide:
         """Whether what is to be sent once more was: no other command finds a source's devices as they must stay."""
         return bool(command.again) and command.attempt <= self._sent_again
 
-    async def failed(self, command: Command) -> None:
-        """A source has nothing to look for."""
+    async def failed(self, command: Command, error: VFIOMigrationError) -> VFIOMigrationError:
+        """A source has nothing to look for: the failure is what it seemed to be."""
+        return error
+
+    async def lost_for_good(self, command: Command) -> bool:
+        """A source's losses are said on its way back."""
+        return False
 
     def moved(self, name: str, old: DeviceState, new: DeviceState) -> None:
         """Nor does it keep an account of its devices' arcs."""

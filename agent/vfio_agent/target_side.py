@@ -11,13 +11,28 @@ from typing import TYPE_CHECKING
 from vfio_agent.advice import advice
 from vfio_agent.datatls import context
 from vfio_agent.devices.protocol import DataStream
+from vfio_agent.machine import rounds
 from vfio_agent.receiver import Expected, Inlet
 from vfio_api.device import RUNS, DeviceState
-from vfio_api.errors import DeviceError, JournalError, Reason
-from vfio_api.types import Command, DeviceReport, Goal, SessionDevice
+from vfio_api.errors import DeviceError, JournalError, Reason, VFIOMigrationError
+from vfio_api.types import Command, DeviceReport, Goal, Outcome, Role, SessionDevice
 
 if TYPE_CHECKING:
     from vfio_agent.session import Session
+
+
+_STARTS = (Goal.RUNNING_P2P, Goal.RUNNING)
+
+
+def _gone(names: tuple[str, ...], cause: VFIOMigrationError) -> DeviceError:
+    return DeviceError(
+        f"the state of {', '.join(names)} is gone: it was lost after Commit, when it had left STOP or may have: "
+        f"{cause.message}; restart the workload, which must set the device up anew",
+        reason=Reason.TARGET_LOST_AFTER_COMMIT,
+        device=cause.device or names[0],
+        arc=getattr(cause, "arc", ""),
+        errno=getattr(cause, "errno", 0),
+    )
 
 
 class TargetSide:
@@ -41,21 +56,41 @@ class TargetSide:
         if old is DeviceState.STOP and new in RUNS:
             self._ran.add(name)
 
-    async def failed(self, command: Command) -> None:
-        """Find devices that lost their state when they were to leave STOP: the source still has it."""
+    async def failed(self, command: Command, error: VFIOMigrationError) -> VFIOMigrationError:
+        """Find devices that lost their state when they were to start; returns what is to be said of it.
+
+        One that has not left STOP can be loaded again: the source still has its state. Of any other the state is gone.
+        """
         session = self._session
-        if command.goal not in (Goal.RUNNING_P2P, Goal.RUNNING):
-            return
+        if command.goal not in _STARTS or session.facts.started:
+            return error
         await session.blocking(session.refresh)
         lost = tuple(device.name for device in session.spec.devices if self._is_lost(device.name))
-        if lost and not session.facts.started:
+        gone = tuple(name for name in lost if self._left or name in self._ran)
+        if gone:
+            await session.note(replace(session.facts, gone=gone))
+            return _gone(gone, error)
+        if lost:
             session.reached = None
             await session.note(replace(session.facts, loaded=False, lost=lost))
+        return error
+
+    async def lost_for_good(self, command: Command) -> bool:
+        """After Commit, a target whose devices went with its node: nobody knows any more whether they had run."""
+        session = self._session
+        known, held = dict(session.facts.incarnations), {device.name for device in session.held_devices()}
+        absent = tuple(device.name for device in session.spec.devices if device.name in known.keys() - held)
+        unknown = not (session.facts.loaded or session.facts.lost or session.facts.attempt)
+        if command.decision is not Outcome.COMMIT or command.goal not in _STARTS or not absent or not unknown:
+            return False
+        await session.note(replace(session.facts, decision=Outcome.COMMIT, gone=absent))
+        cause = DeviceError(f"{', '.join(absent)} went with the keeper or with the node", device=absent[0])
+        session.fail(_gone(absent, cause))
+        return True
 
     def _is_lost(self, name: str) -> bool:
         held = any(device.name == name for device in self._session.held_devices())
-        gone = not held or self._session.state(name) is DeviceState.ERROR
-        return gone and name not in self._ran and not self._left
+        return not held or self._session.state(name) is DeviceState.ERROR
 
     async def before(self, command: Command) -> None:
         """Open and reset the devices; on release, blank what was not started."""
@@ -64,7 +99,9 @@ class TargetSide:
         elif command.goal is Goal.PREPARED:
             for device in self._session.spec.devices:
                 await self._session.blocking(partial(self._open, device))
-        if command.goal is Goal.RELEASED and not self._session.facts.started:
+        if command.goal is Goal.RELEASED and self._session.facts.gone:
+            await self._save_the_rest()
+        elif command.goal is Goal.RELEASED and not self._session.facts.started:
             await self._session.blocking(self._discard)
 
     async def after(self, command: Command) -> None:
@@ -78,7 +115,7 @@ class TargetSide:
             session.around.server.forget(session.key.uid)
             for stream in self._streams.values():
                 stream.close()
-            if session.facts.started:
+            if session.facts.started or session.facts.gone:
                 await session.blocking(self._hand_over)
 
     def _open(self, device: SessionDevice) -> None:
@@ -206,9 +243,27 @@ class TargetSide:
             finally:
                 self._session.around.holdings.release(device.address)
 
+    async def _save_the_rest(self) -> None:
+        """Some devices' state is gone: the others start, behind their barrier; then those are blanked and closed."""
+        session, gone = self._session, self._session.facts.gone
+        rest = tuple(device for device in session.device_facts() if device.name not in gone)
+        for planned in rounds(Role.TARGET, Goal.RUNNING, rest):
+            await session.move(planned)
+        for device in session.spec.devices:
+            held = session.around.holdings.get(device.address)
+            if device.name in gone and held is not None:
+                await session.blocking(partial(self._blank, device.name, device.address))
+
+    def _blank(self, name: str, address: str) -> None:
+        try:
+            self._session.reset(name)
+        finally:
+            self._session.around.holdings.release(address)
+
     def _hand_over(self) -> None:
         for device in self._session.spec.devices:
-            self._session.around.holdings.set_holder(device.address, "keeper")
+            if device.name not in self._session.facts.gone:
+                self._session.around.holdings.set_holder(device.address, "keeper")
 
     def interrupt(self) -> None:
         """Stop listening: the session ends."""

@@ -288,11 +288,12 @@ class Plane:
         """
         token = self.kubectl("create", "token", name, "-n", namespace, f"--duration={duration_s}s").strip()
         ca = base64.b64encode(self.ca.read_bytes()).decode()
+        cluster = {"server": server or self.server, "certificate-authority-data": ca}
         context = {"cluster": "testplane", "user": name, "namespace": namespace}
         kubeconfig = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "testplane", "cluster": {"server": server or self.server, "certificate-authority-data": ca}}],
+            "clusters": [{"name": "testplane", "cluster": cluster}],
             "users": [{"name": name, "user": {"token": token}}],
             "contexts": [{"name": "testplane", "context": context}],
             "current-context": "testplane",

@@ -79,7 +79,10 @@ class Node:
         return child
 
     def start_agent(self, *, module: str = "vfio_agent", server: str = "", **settings: str) -> Child:
-        """Start (or start again) the agent, with its token; returns once it has started. server: the API server's URL."""
+        """Start (or start again) the agent, with its token; returns once it has started.
+
+        server: the API server's URL, if another way to it is to be taken.
+        """
         token, kubeconfig = self._stack.agent_credentials(self.name, self.dir, server)
         env = {
             "NODE_NAME": self.name,

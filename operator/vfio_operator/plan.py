@@ -16,7 +16,16 @@ from vfio_operator.actions import Authorize, Finish, Plan, Step
 from vfio_operator.forecast import forecast, not_acknowledged, planned
 from vfio_operator.observed import Observed, Pair
 from vfio_operator.resolve import resolve
-from vfio_operator.steps import FORWARD, REHEARSAL, REHEARSAL_BACK, ROLLBACK, all_reached, sources_run
+from vfio_operator.steps import (
+    FORWARD,
+    LOST,
+    REHEARSAL,
+    REHEARSAL_BACK,
+    ROLLBACK,
+    all_reached,
+    sources_run,
+    target_lost,
+)
 
 # Right after an election agents have not dialled yet; right after another migration the inventory may still show who
 # held a device before: these refusals may be premature.
@@ -50,6 +59,9 @@ def plan(observed: Observed) -> Plan:
                 _sentence(step, observed),
                 step.timeout(observed),
             )
+    lost = target_lost(observed)
+    if lost is not None and not rolls_back(observed):
+        return Plan("Finish", Phase.FAILED, (Finish(Phase.FAILED, lost),), lost.message)
     if not rolls_back(observed):
         return Plan("Finish", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), _success(observed))
     end = Phase.CANCELLED if _cancelled(observed) else Phase.FAILED
@@ -110,6 +122,8 @@ def ladder(observed: Observed) -> tuple[Step, ...]:
     """The steps that count now. After Commit nothing above the decision is looked at again."""
     if rolls_back(observed):
         return ROLLBACK
+    if target_lost(observed) is not None:
+        return LOST
     if observed.wish.mode is Mode.REHEARSE:
         return REHEARSAL_BACK if observed.rehearsed else REHEARSAL
     if observed.switchover.decision is Outcome.COMMIT:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from vfio_api.device import MigrationFlags
 from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
-from vfio_api.types import Goal, Outcome, Role
+from vfio_api.types import Failure, Goal, Outcome, Role
 from vfio_operator.actions import (
     Action,
     AddFinalizer,
@@ -129,6 +129,15 @@ def _stopped(observed: Observed) -> bool:
 
 def _quiescent(observed: Observed) -> bool:
     return one_node(observed, Role.SOURCE) or all_reached(Role.SOURCE, Goal.QUIESCED)(observed) or _stopped(observed)
+
+
+def target_lost(observed: Observed) -> Failure | None:
+    """After Commit: that a target's state is gone for good, by its agent's own word or as it was written down."""
+    if observed.switchover.decision is not Outcome.COMMIT:
+        return None
+    said = (p.report.failure for p in observed.side(Role.TARGET) if p.report is not None)
+    found = (f for f in (observed.recorded, *said) if f is not None and f.reason is Reason.TARGET_LOST_AFTER_COMMIT)
+    return next(found, None)
 
 
 def _lost(observed: Observed) -> frozenset[str]:
@@ -417,6 +426,24 @@ ROLLBACK: tuple[Step, ...] = (
 )
 
 
+_LADDER = {step.name: step for step in FORWARD}
+_BACK = {step.name: step for step in ROLLBACK}
+
+# After Commit, when a target's state is gone: nothing can be made good any more, so every device is given back. The
+# sources' copies are of before the targets ran, and must never run.
+LOST: tuple[Step, ...] = (
+    replace(
+        _BACK["RecordFailure"],
+        phase=_P.STARTING,
+        done=lambda o: o.recorded is not None,
+        actions=lambda o: tuple(PersistFailure(failure) for failure in (target_lost(o),) if failure),
+        sentence="recording that the state is lost",
+    ),
+    replace(_LADDER["ReleaseTargets"], sentence="the state is lost: handing over what runs, blanking what does not"),
+    replace(_LADDER["ReleaseSources"], sentence="the state is lost: releasing the sources"),
+    _LADDER["Unclaim"],
+)
+
 _REHEARSED = Step(
     "Rehearsed",
     _P.PRE_COPY,
@@ -425,7 +452,6 @@ _REHEARSED = Step(
     "rehearsed: the switchover could begin",
     _api_seconds,
 )
-_BACK = {step.name: step for step in ROLLBACK}
 
 # Up to where a migration would switch over, and back from there: no device is quiesced or stopped.
 REHEARSAL: tuple[Step, ...] = (

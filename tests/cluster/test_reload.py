@@ -2,7 +2,7 @@
 
 from errno import EIO
 
-from cluster.world import SETS, World, mark, migration, pairs
+from cluster.world import SETS, World, condition, mark, migration, pairs
 from vfio_api.device import DeviceState as S
 
 START = (S.STOP, S.RUNNING_P2P)
@@ -28,3 +28,21 @@ def test_a_target_that_falls_into_error_when_it_is_to_start_is_loaded_again(worl
         assert_moved(world)
         arcs = [a for a in world.stack.nodes["node-b"].arcs()[since:] if a["event"] == "arc" and not a["errno"]]
         assert [a["to"] for a in arcs if a["device"] == "sim1"].count("RESUMING") == 1  # the others kept theirs
+
+
+def test_a_target_that_falls_into_error_after_it_left_stop_is_said_to_be_lost_and_every_device_is_usable_again(
+    world: World,
+) -> None:
+    with world.workload():
+        world.control("node-b").fault("sim2", "arc", arc=(S.RUNNING_P2P, S.RUNNING), error=EIO, to_error=True)
+        found = world.run(migration("gone", pairs()))
+        assert found["status"]["phase"] == "Failed"
+        succeeded = condition(found, "Succeeded")
+        assert (succeeded["status"], succeeded["reason"]) == ("False", "TargetLostAfterCommit")
+        assert "the state of gpu2 is gone" in succeeded["message"]
+        assert "arc=RUNNING_P2P -> RUNNING" in succeeded["message"]
+        assert found["status"]["failure"]["reason"] == "TargetLostAfterCommit"
+        world.published("node-a", dict.fromkeys(SETS, ""))
+        world.published("node-b", {"sim0": "keeper", "sim1": "keeper", "sim2": "", "sim3": "keeper"})
+        assert world.marks("node-b", ["sim0", "sim1", "sim3"]) == [mark(a) for a in ("sim0", "sim1", "sim3")]
+        assert all("claimRef" not in d["spec"] for d in world.stack.get("vfd")["items"])

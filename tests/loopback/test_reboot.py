@@ -83,12 +83,14 @@ def test_a_target_node_that_restarts_after_commit_is_not_loaded_with_an_older_st
         operator.decision = COMMIT
         assert (await operator.tell(TARGET, Goal.RUNNING_P2P)).failure is None
         operator.target = await reboot(operator.target)
-        report = await operator.tell(TARGET, Goal.RUNNING)
-        assert report.failure is not None
+        operator.target.agent.take(operator.command(TARGET, Goal.RUNNING))
+        report = await operator.target.until(
+            TARGET, lambda r: r.failure is not None and r.failure.reason is Reason.TARGET_LOST_AFTER_COMMIT
+        )
         assert report.lost == ()
-        assert operator.source.states() == [S.STOP_COPY] * COUNT  # it has its copy still, for whoever decides by hand
-        operator.target.agent.take(operator.command(TARGET, Goal.RELEASED))
-        await operator.tell(SOURCE, Goal.RELEASED)
+        for role in (TARGET, SOURCE):
+            operator.agent(role).agent.take(operator.command(role, Goal.RELEASED))
+            await operator.agent(role).until(role, lambda r: r.reached is Goal.RELEASED)
 
     play(nodes, scene)
 

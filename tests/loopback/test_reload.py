@@ -120,11 +120,35 @@ def test_a_target_that_may_have_run_is_not_loaded_with_an_older_state(nodes: tup
         await lose_target(operator)
         found = await operator.tell(TARGET, Goal.RUNNING)
         assert found.failure is not None
-        assert (found.failure.reason, found.lost) == (Reason.DEVICE_LOST, ())
+        assert (found.failure.reason, found.lost) == (Reason.TARGET_LOST_AFTER_COMMIT, ())
+        assert "gpu0, gpu1 is gone" in found.failure.message
         refused = await operator.tell(TARGET, Goal.PREPARED, attempt=1, again=tuple(NAMES))
         assert refused.failure is not None
         assert refused.failure.reason is Reason.COMMAND_REFUSED
-        await operator.tell(SOURCE, Goal.RELEASED)
+        for role in (TARGET, SOURCE):
+            assert (await operator.tell(role, Goal.RELEASED)).reached is Goal.RELEASED
+        assert operator.source.holdings.all() == operator.target.holdings.all() == {}
+
+    play(nodes, scene)
+
+
+def test_what_is_not_lost_runs_on_and_what_is_becomes_a_blank_device(nodes: tuple[Node, Node]) -> None:
+    async def scene(operator: Operator) -> None:
+        await operator.until_voted()
+        operator.decision = COMMIT
+        operator.target.node.control.fault("sim1", "arc", arc=(S.RUNNING_P2P, S.RUNNING), error=EIO, to_error=True)
+        found = await operator.tell(TARGET, Goal.RUNNING)
+        assert found.failure is not None
+        assert found.failure.reason is Reason.TARGET_LOST_AFTER_COMMIT
+        assert (found.failure.device, found.failure.arc) == ("gpu1", "RUNNING_P2P -> RUNNING")
+        for role in (TARGET, SOURCE):
+            operator.agent(role).agent.take(operator.command(role, Goal.RELEASED))
+            await operator.agent(role).until(role, lambda r: r.reached is Goal.RELEASED)
+        assert operator.source.holdings.all() == {}
+        held = operator.target.holdings.all()
+        assert [(address, one.holder) for address, one in held.items()] == [("sim0", "keeper")]
+        assert operator.target.device("sim0").state() is S.RUNNING
+        assert operator.target.device("sim0").read_region(0, 8) == b"marker 0"
 
     play(nodes, scene)
 
