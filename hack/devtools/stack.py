@@ -188,7 +188,9 @@ class Stack:
         made = self.kubectl("create", "--dry-run=server", "-f", "-", "-o", "json", input=probe, check=False)
         return bool(made) and "annotations" in json.loads(made)["metadata"]
 
-    def start_operator(self, name: str = "operator-0", *, server: str = "", **settings: str) -> Child:
+    def start_operator(
+        self, name: str = "operator-0", *, module: str = "vfio_operator", server: str = "", **settings: str
+    ) -> Child:
         """Start one replica under its own restricted token; returns once it listens. server: the API server's URL."""
         kubeconfig = self.dir / f"{name}.kubeconfig"
         self.plane.service_account_kubeconfig(NAMESPACE, "vfio-operator", kubeconfig, server=server)
@@ -207,7 +209,7 @@ class Stack:
         }
         child = Child(
             name,
-            [sys.executable, "-m", "vfio_operator"],
+            [sys.executable, "-m", module],
             self.dir / f"{name}.log",
             {**python_path(), **{f"VFIO_OPERATOR_{key}": value for key, value in env.items()}},
             "operator started",

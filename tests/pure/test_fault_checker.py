@@ -335,7 +335,7 @@ BAD = [
     ("no_write_is_lost", moved().story(*MOVED, missing=1)),
     ("no_write_is_lost", resent().story(*MOVED, doubled=1)),
     ("idle_side_is_blank", target_left_open()),
-    ("idle_side_is_blank", moved().story(*MOVED, claims_left=2)),
+    ("nothing_is_claimed", moved().story(*MOVED, claims_left=2)),
 ]
 
 

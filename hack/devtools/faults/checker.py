@@ -240,11 +240,15 @@ def no_write_is_lost(view: View) -> Iterator[str]:
         yield f"P2P writes answered twice: {story.doubled}"
 
 
+def nothing_is_claimed(view: View) -> Iterator[str]:
+    """No device is reserved any more."""
+    if view.story.claims_left and view.story.phase in TERMINAL:
+        yield f"{view.story.claims_left} claims are left"
+
+
 def idle_side_is_blank(view: View) -> Iterator[str]:
-    """The side that does not run is closed and blank, and nothing is claimed."""
+    """The side that does not run is closed and blank."""
     story = view.story
-    if story.claims_left:
-        yield f"{story.claims_left} claims are left"
     if story.phase not in TERMINAL or story.reason == TARGET_LOST:
         return
     for pair in view.pairs:
@@ -273,8 +277,9 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("I4", decision_and_phase),
     ("I4", losses_are_said),
     ("I4", one_side_runs),
+    ("I4", idle_side_is_blank),
     ("P2P", no_write_is_lost),
-    ("Rest", idle_side_is_blank),
+    ("Rest", nothing_is_claimed),
 )
 
 
