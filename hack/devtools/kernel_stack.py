@@ -235,9 +235,11 @@ class KernelStack(Stack):
         for log, text in self.logs().items():
             error.add_note(f"==== {log}\n{text}")
 
-    def start_operator(self, name: str = "operator-0", *, server: str = "", **settings: str) -> Child:
+    def start_operator(
+        self, name: str = "operator-0", *, module: str = "vfio_operator", server: str = "", **settings: str
+    ) -> Child:
         """`Stack.start_operator`, with the address at which guests find it."""
-        return super().start_operator(name, server=server, **{"ADVERTISE_HOST": HOST, **settings})
+        return super().start_operator(name, module=module, server=server, **{"ADVERTISE_HOST": HOST, **settings})
 
     def restart_agents(self, path: str) -> None:
         """Kill all agents and start others that open devices by `path`; what the keepers hold stays as it is open."""

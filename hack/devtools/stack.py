@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 def python_path() -> dict[str, str]:
     """Environment in which children import this checkout."""
-    return {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("api", "operator", "agent", "tests"))}
+    return {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("api", "operator", "agent", "hack", "tests"))}
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,16 @@ class Node:
         self._stack.closing.callback(child.stop)
         return child
 
-    def start_agent(self, *, module: str = "vfio_agent", server: str = "", **settings: str) -> Child:
+    def start_agent(
+        self, *, module: str = "vfio_agent", server: str = "", again: bool = False, **settings: str
+    ) -> Child:
         """Start (or start again) the agent, with its token; returns once it has started.
 
-        server: the API server's URL, if another way to it is to be taken.
+        server: the API server's URL, if another way to it is to be taken. again: with the token that it had.
         """
-        token, kubeconfig = self._stack.agent_credentials(self.name, self.dir, server)
+        token, kubeconfig = self.dir / "operator-token", self.dir / "kubeconfig"
+        if not again:
+            token, kubeconfig = self._stack.agent_credentials(self.name, self.dir, server)
         env = {
             "NODE_NAME": self.name,
             "STATE_DIR": str(self.dir / "state"),

@@ -1,7 +1,8 @@
 """vfio-agent whose targets run as soon as they have voted."""
 
-from vfio_agent.__main__ import main
 from vfio_agent.sides import TargetSide
+
+from vfio_agent.__main__ import main
 from vfio_api.device import DeviceState
 
 _vote = TargetSide._vote

@@ -1,0 +1,198 @@
+"""Runs cells: opens devices, begins a migration, stops time, lets something go wrong, and asks the checker."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, Queue
+
+from devtools.faults.arena import Arena
+from devtools.faults.cells import HOW, Cell
+from devtools.faults.checker import check
+from devtools.faults.gather import Gatherer
+from devtools.faults.kinds import TERMINAL
+from devtools.faults.lane import Lane
+from devtools.faults.points import Situation
+from devtools.faults.report import Result, running_again
+from devtools.faults.story import Story, Violation
+
+END_SECONDS = 60.0  # from the end of a fault to the end of its migration
+Told = Callable[[Result, float], None]
+
+
+@dataclass
+class Times:
+    """Of a cell, in seconds of CLOCK_MONOTONIC: the fault, and its end."""
+
+    fired: float = 0.0
+    ended: float = 0.0
+
+
+def run_cell(lane: Lane, cell: Cell, number: int) -> Result:
+    """One cell. Whatever goes wrong with running it becomes the result's error."""
+    try:
+        return _run(lane, cell, number)
+    except Exception as error:  # the others are to be run all the same
+        for node in lane.nodes.values():
+            node.heal()
+        what = f"{type(error).__name__}: {error}; {lane.arena.tail()[-1500:]}"
+        return Result(cell.name, cell.shape, "", "", "", "", None, None, (), what)
+
+
+def _run(lane: Lane, cell: Cell, number: int) -> Result:
+    lane.arena.replenish()
+    lane.reset()
+    pairs = lane.pairs(cell.shape)
+    lane.open(pairs)
+    situation = Situation(lane, pairs, f"cell-{number}")
+    gatherer = Gatherer(node.node for node in lane.nodes.values())
+    times = Times()
+    fired = _of_point(cell, situation, times) if cell.point is not None else _of_arc(cell, situation, times)
+    witness = lane.arena.witness
+    witness.wait_for_phase(situation.uid, TERMINAL, max(0.0, times.ended + END_SECONDS - time.monotonic()))
+    terminal = next((t for t, phase in witness.phases(situation.uid) if phase in TERMINAL), None)
+    closed = cell.kind.closed(situation) if cell.kind is not None else ()
+    rest = _await_rest(lane, situation, times)
+    lane.calm()
+    story = gatherer.story(
+        witness,
+        situation.uid,
+        pairs,
+        marks_ok=lane.marks_ok,
+        claims_left=lane.claims(situation.uid),
+        closed_by_fault=closed,
+    )
+    if cell.arc is not None:
+        times.fired = _arc_event(cell, situation, story) or times.fired
+        fired = bool(_arc_event(cell, situation, story))
+    elif cell.kind is not None:
+        fired = fired and cell.kind.happened(situation)
+    judged = cell.kind.judge(situation) if cell.kind is not None else ()
+    return Result(
+        cell=cell.name,
+        shape=cell.shape,
+        fired_at=situation.proof if fired else "",
+        phase=story.phase,
+        reason=story.reason,
+        decision=story.decision.outcome if story.decision else "",
+        to_terminal=max(0.0, terminal - times.ended) if terminal is not None else None,
+        to_running=running_again(story, times.fired),
+        violations=(*check(story), *judged, *rest),
+    )
+
+
+def _begin(situation: Situation) -> None:
+    lane = situation.lane
+    situation.uid = lane.arena.api.create(lane.manifest(situation.name, situation.pairs))
+
+
+def _of_point(cell: Cell, situation: Situation, times: Times) -> bool:
+    """Whether the fault was fired where it was to be."""
+    assert cell.point is not None
+    assert cell.kind is not None
+    cell.point.arm(situation)
+    _begin(situation)
+    there = cell.point.reach(situation)
+    times.fired = time.monotonic()
+    try:
+        if there:
+            cell.kind.fire(situation)
+    finally:
+        cell.point.release(situation)
+    if there:
+        cell.kind.heal(situation)
+    times.ended = time.monotonic()
+    return there
+
+
+def _of_arc(cell: Cell, situation: Situation, times: Times) -> bool:
+    """A device that fails by itself: armed, and then waited for."""
+    name, address = situation.ends(cell.side)[-1]
+    situation.lane.node(name).control.fault(address, "arc", arc=cell.arc, **HOW[cell.how])  # type: ignore[arg-type]
+    _begin(situation)
+    times.fired = times.ended = time.monotonic()
+    return True
+
+
+def _arc_event(cell: Cell, situation: Situation, story: Story) -> float | None:
+    """When the arc began that failed, or took its time."""
+    assert cell.arc is not None
+    old, new = cell.arc
+    end = situation.ends(cell.side)[-1]
+    for event in story.events:
+        if event.end == end and (event.kind, event.old, event.new) == ("arc", old.name, new.name):
+            slow = cell.how == "is slow" and event.t - event.began > 1.0
+            if event.errno or slow:
+                situation.proof = f"{old.name} -> {new.name}: " + (event.after if event.errno else "slow")
+                return event.began
+    return None
+
+
+def _await_rest(lane: Lane, situation: Situation, times: Times) -> tuple[Violation, ...]:
+    """What is left over is cleaned up within the same time."""
+    left = max(1.0, times.ended + END_SECONDS - time.monotonic())
+    try:
+        lane.wait(lambda: lane.settled(situation.uid, situation.pairs), "nothing is left of the migration", left)
+    except TimeoutError as error:
+        return (Violation("Rest", str(error)),)
+    return ()
+
+
+class Matrix:
+    """Runs cells on arenas: those that disturb nobody else on several lanes of one, the others one at a time."""
+
+    def __init__(self, folder: Path, told: Told):
+        self._folder, self._told = folder, told
+        self._lock = threading.Lock()
+        self._results: dict[int, Result] = {}
+        self._began = time.monotonic()
+
+    def run(self, cells: Sequence[Cell], lanes: int, lone_arenas: int) -> list[Result]:
+        """Results in the order of the cells. Raises what an arena that cannot be started raises."""
+        shared: Queue[tuple[int, Cell]] = Queue()
+        alone: Queue[tuple[int, Cell]] = Queue()
+        for numbered in enumerate(cells):
+            (alone if numbered[1].alone else shared).put(numbered)
+        threads = [
+            *(self._thread(f"x{n}", alone, 1, 2) for n in range(min(lone_arenas, alone.qsize()))),
+            *([self._thread("s", shared, min(lanes, shared.qsize()), 1)] if shared.qsize() else []),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [self._results[n] for n in sorted(self._results)]
+
+    def _thread(self, name: str, queue: "Queue[tuple[int, Cell]]", lanes: int, replicas: int) -> threading.Thread:
+        return threading.Thread(target=self._arena, args=(name, queue, lanes, replicas), name=name)
+
+    def _arena(self, name: str, queue: "Queue[tuple[int, Cell]]", lanes: int, replicas: int) -> None:
+        names = [f"{name}{n}" for n in range(lanes)]
+        nodes = [node for lane in names for node in Lane.node_names(lane)]
+        with ExitStack() as stack:
+            arena = stack.enter_context(Arena(nodes, self._folder / name, replicas))
+            workers = [threading.Thread(target=self._lane, args=(arena, lane, queue), name=lane) for lane in names]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+
+    def _lane(self, arena: Arena, name: str, queue: "Queue[tuple[int, Cell]]") -> None:
+        lane = Lane(arena, name)  # its children end with this thread
+        lane.start()
+        while True:
+            try:
+                number, cell = queue.get_nowait()
+            except Empty:
+                return
+            result = run_cell(lane, cell, number)
+            with self._lock:
+                self._results[number] = result
+                self._told(result, time.monotonic() - self._began)
+
+
+def chosen(cells: Iterable[Cell], words: Sequence[str]) -> list[Cell]:
+    """Cells whose name (with shape) contains one of the words; all without words."""
+    return [c for c in cells if not words or any(word in f"{c.name} ({c.shape})" for word in words)]
