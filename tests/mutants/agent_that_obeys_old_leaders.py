@@ -1,5 +1,7 @@
 """vfio-agent that takes commands of any epoch, to which commands of an earlier leader come late."""
 
+from dataclasses import replace
+
 from mutants.late_commands import deliver_late
 from vfio_agent import machine
 from vfio_agent.__main__ import main
@@ -10,11 +12,7 @@ _carry_out = Agent._carry_out
 
 
 async def _obey(self: Agent, command: Command) -> None:
-    known, self.highest_epoch = self.highest_epoch, 0
-    try:
-        await _carry_out(self, command)
-    finally:
-        self.highest_epoch = known
+    await _carry_out(self, replace(command, epoch=max(command.epoch, self.highest_epoch)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol
 
-from devtools.demo_watch import documents
 from devtools.faults.story import DELETED, Decision
 from devtools.tools import kubectl
 
@@ -168,8 +167,8 @@ class Witness(Record):
                     text=True,
                 )
             assert process.stdout is not None
-            with process.stdout as lines, contextlib.suppress(json.JSONDecodeError):  # it may end in mid-document
-                for seen in documents(lines):
+            with process.stdout as lines, contextlib.suppress(json.JSONDecodeError):  # it may end in mid-line
+                for seen in map(json.loads, lines):
                     if seen["type"] == "ERROR":
                         break
                     self.add(resource, seen["type"], seen["object"], time.monotonic())
