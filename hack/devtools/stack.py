@@ -29,7 +29,8 @@ Json = dict[str, Any]
 
 def python_path() -> dict[str, str]:
     """Environment in which children import this checkout."""
-    return {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("api", "operator", "agent", "hack", "tests"))}
+    folders = ("api", "operator", "agent", "hack", "tests")
+    return {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in folders)}
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ class MigrationTask:
         self._publisher = Publisher(context.api, context.metrics, key, body)
         self._nodes: frozenset[str] = frozenset()
         self._away_since: float | None = None
+        self._all_there_since = 0.0
         self._missed = False
         self._inventory_settled_at = asyncio.get_running_loop().time() + INVENTORY_SECONDS
         self._log = log.bind(migration=str(key), uid=key.uid, epoch=context.leadership.epoch)
@@ -355,16 +356,18 @@ class MigrationTask:
             if memory.failure is None:
                 memory.failure = self._not_converged(observed)
             return
+        away = [p.node for p in observed.participants if not p.connected and (p.touched or memory.inherited)]
+        moment = asyncio.get_running_loop().time()
+        self._all_there_since = moment if away else self._all_there_since
         if not planned.timeout_seconds or self._clockwork.step_seconds() < planned.timeout_seconds:
             return
-        away = [p.node for p in observed.participants if not p.connected and (p.touched or memory.inherited)]
         if not rolls_back(observed) and observed.switchover.decision is None and memory.failure is None:
             reason = Reason.AGENT_LOST if away else Reason.STEP_TIMEOUT
             who = f"; no connection to the agents of {', '.join(away)}" if away else ""
             memory.failure = Failure(
                 reason, f"step {planned.step} was not done within {planned.timeout_seconds:g} s{who}"
             )
-        elif not away:
+        elif moment - self._all_there_since >= planned.timeout_seconds:  # an agent that was away has its time, too
             memory.exhausted = True
 
     def _not_converged(self, observed: Observed) -> Failure | None:

@@ -1,7 +1,7 @@
-"""vfio-agent on a node whose disk can be made full: while the file named by VFIO_AGENT_FULL_DISK exists, no record can be written.
+"""vfio-agent on a node whose disk can be made full: while the file VFIO_AGENT_FULL_DISK exists, nothing can be written.
 
 An environment, not a broken agent: what is replaced is the write to the disk, which then fails as a full disk does.
-Each write that failed adds a byte to a file beside it with the ending .hits, which is how a test knows that it happened.
+Each write that failed adds a byte to a file beside it with the ending .hits: so a test knows that it happened.
 """
 
 import errno

@@ -82,9 +82,9 @@ class Api:
 
     def devices(self) -> list[Json]:
         """Every VFIODevice."""
-        found: list[Json] = self._objects.list_cluster_custom_object(
-            API, VERSION, "vfiodevices", _request_timeout=10
-        )["items"]
+        found: list[Json] = self._objects.list_cluster_custom_object(API, VERSION, "vfiodevices", _request_timeout=10)[
+            "items"
+        ]
         return found
 
     def switchovers(self) -> list[Json]:

@@ -13,9 +13,7 @@ SLOW_US = 6_000_000  # more than any deadline within the switchover of a cell
 DATA = ("data link cut", "data link stalled", "data link corrupted")
 # (kind, point) -> why it is left out
 LEFT_OUT: dict[tuple[str, str], str] = {
-    (kind, point.name): "every byte has been acknowledged: no stream is left"
-    for kind in DATA
-    for point in POINTS[7:]
+    (kind, point.name): "every byte has been acknowledged: no stream is left" for kind in DATA for point in POINTS[7:]
 } | {
     ("data link corrupted", "after prepare"): "the stream rests: whatever it carries next is corrupted, in pre-copy",
     ("source disk full", "before the vote"): "a source records nothing before it hears of the decision",

@@ -8,6 +8,7 @@ from devtools.faults.arena import stop_process, wake_process
 from devtools.faults.points import Situation
 from devtools.faults.story import End, Violation
 
+SEEN_SECONDS = 0.4
 OUTAGE_SECONDS = 4.5  # longer than the switchover timeout of a cell
 Act = Callable[[Situation], None]
 Check = Callable[[Situation], bool]
@@ -204,10 +205,17 @@ def _was_full(situation: Situation) -> bool:
 
 def _cancel(situation: Situation) -> None:
     situation.lane.arena.api.cancel(situation.lane.name, situation.name)
+    _be_seen(situation)
 
 
 def _delete(situation: Situation) -> None:
     situation.lane.arena.api.delete(situation.lane.name, situation.name)
+    _be_seen(situation)
+
+
+def _be_seen(situation: Situation) -> None:
+    """Time stands still for long enough that the operator's watch sees it: else the migration may be faster."""
+    situation.lane.arena.stopping.wait(SEEN_SECONDS)
 
 
 KINDS: tuple[Kind, ...] = (

@@ -217,12 +217,15 @@ class Lane:
         """How many devices a migration has reserved."""
         return sum(1 for d in self._own_devices() if (d["spec"].get("claimRef") or {}).get("uid") == uid)
 
-    def settled(self, uid: str, pairs: Sequence[Pair]) -> bool:
-        """Whether nothing of a migration is left: claims, switchover, and one side's devices are closed."""
-        if self.claims(uid) or any(s["metadata"]["name"] == uid for s in self.arena.api.switchovers()):
-            return False
-        opened = [self._open((pair[1], pair[2])) + self._open((pair[3], pair[4])) for pair in pairs]
-        return all(count <= 1 for count in opened)
+    def left_over(self, uid: str, pairs: Sequence[Pair]) -> str:
+        """What there still is of a migration that has ended: claims, its switchover's finalizer, both sides open."""
+        if claims := self.claims(uid):
+            return f"{claims} claims"
+        kept = [s for s in self.arena.api.switchovers() if s["metadata"]["name"] == uid]
+        if kept and kept[0]["metadata"].get("finalizers"):
+            return "the finalizer of its switchover"
+        both = [pair[0] for pair in pairs if self._open((pair[1], pair[2])) and self._open((pair[3], pair[4]))]
+        return f"source and target of {', '.join(both)} are open" if both else ""
 
     def _open(self, end: End) -> int:
         return sum(1 for d in self.node(end[0]).control.list() if d["address"] == end[1] and d["open"])

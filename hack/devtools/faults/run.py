@@ -134,9 +134,10 @@ def _await_rest(lane: Lane, situation: Situation, times: Times) -> tuple[Violati
     """What is left over is cleaned up within the same time."""
     left = max(1.0, times.ended + END_SECONDS - time.monotonic())
     try:
-        lane.wait(lambda: lane.settled(situation.uid, situation.pairs), "nothing is left of the migration", left)
-    except TimeoutError as error:
-        return (Violation("Rest", str(error)),)
+        lane.wait(lambda: not lane.left_over(situation.uid, situation.pairs), "nothing is left of the migration", left)
+    except TimeoutError:
+        found = lane.left_over(situation.uid, situation.pairs)
+        return (Violation("Rest", f"{left:.0f} s later there is still: {found}"),) if found else ()
     return ()
 
 
