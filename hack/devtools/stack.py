@@ -25,6 +25,20 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "vfio-migration"
 AUDIENCE = "vfio-operator"
 Json = dict[str, Any]
+# The policies let nobody create this but the operator.
+SWITCHOVER_OF_NOBODY: Json = {
+    "apiVersion": "vfiomigration.io/v1alpha1",
+    "kind": "VFIOSwitchover",
+    "metadata": {"name": "probe", "namespace": "default"},
+    "spec": {
+        "migrationName": "probe",
+        "migrationUID": "probe",
+        "epoch": 1,
+        "sourceNodes": ["a"],
+        "targetNodes": ["b"],
+        "timeoutSeconds": 1,
+    },
+}
 
 
 def python_path() -> dict[str, str]:
@@ -185,13 +199,18 @@ class Stack:
         self.kubectl(
             "wait", "--for=condition=Established", *(f"crd/{crd}.vfiomigration.io" for crd in crds), "--timeout=30s"
         )
-        self.wait_until(self._policies_active, "admission policies active: a VFIOMigration is stamped", 60)
+        self.wait_until(
+            self._policies_active, "admission policies active: a VFIOMigration is stamped, a VFIOSwitchover refused", 60
+        )
 
     def _policies_active(self) -> bool:
         """The API server reads new policies once a second, and the schemas of new kinds every five."""
+        create = ["create", "--dry-run=server", "-f", "-", "-o", "json"]
         probe = json.dumps(migration("probe", [("probe", "a", "a", "b", "b")]))
-        made = self.kubectl("create", "--dry-run=server", "-f", "-", "-o", "json", input=probe, check=False)
-        return bool(made) and "annotations" in json.loads(made)["metadata"]
+        made = self.kubectl(*create, input=probe, check=False)
+        if not made or "annotations" not in json.loads(made)["metadata"]:
+            return False
+        return not self.kubectl(*create, input=json.dumps(SWITCHOVER_OF_NOBODY), check=False)
 
     def start_operator(
         self, name: str = "operator-0", *, module: str = "vfio_operator", server: str = "", **settings: str

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.users import wait_until
 from devtools.plane import Plane
+from devtools.stack import SWITCHOVER_OF_NOBODY
 from devtools.tools import helm
 from vfio_api.crd import custom_resource_definition
 from vfio_api.models import RESOURCES
@@ -42,6 +44,12 @@ def chart(crds: Plane) -> Iterator[Plane]:
     yield crds
     crds.kubectl("delete", "--wait=false", "-f", "-", input=items)
     crds.kubectl("delete", "--wait=false", "namespace", NAMESPACE)
+    wait_until(lambda: _anyone_may_create_a_switchover(crds), "the policies are no longer in force")
+
+
+def _anyone_may_create_a_switchover(plane: Plane) -> bool:
+    probe = json.dumps(SWITCHOVER_OF_NOBODY)
+    return bool(plane.kubectl("create", "--dry-run=server", "-f", "-", "-o", "name", input=probe, check=False))
 
 
 def test_lint() -> None:
@@ -137,3 +145,20 @@ def test_rights(chart: Plane, account: str, verb: str, resource: str, namespace:
 )
 def test_rights_that_are_not_given(chart: Plane, account: str, verb: str, resource: str, namespace: str) -> None:
     assert not may(chart, account, verb, resource, namespace)
+
+
+def test_policies_deny_and_are_type_checked_without_a_warning(chart: Plane) -> None:
+    names = [item["metadata"]["name"] for item in render() if item["kind"] == "ValidatingAdmissionPolicy"]
+    assert len(names) >= 7
+
+    def policy(name: str) -> Object:
+        found: Object = json.loads(chart.kubectl("get", "validatingadmissionpolicy", name, "-o", "json"))
+        return found
+
+    for name in names:
+        wait_until(lambda n=name: "typeChecking" in policy(n).get("status", {}), f"the type check of {name}")
+        assert policy(name)["status"]["typeChecking"] == {}
+        assert policy(name)["spec"]["failurePolicy"] == "Fail"
+        binding = json.loads(chart.kubectl("get", "validatingadmissionpolicybinding", name, "-o", "json"))
+        assert binding["spec"]["policyName"] == name
+        assert binding["spec"]["validationActions"] == ["Deny"]

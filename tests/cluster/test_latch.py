@@ -7,6 +7,7 @@ import pytest
 
 from cluster.test_rollback import assert_rolled_back_behind_the_barrier, assert_sources_run_on
 from cluster.world import SETS, World, condition, migration, pairs
+from devtools.stack import NAMESPACE as OPERATOR_NAMESPACE
 from vfio_api.device import DeviceState as S
 
 TIMEOUT = {"strategy": {"switchoverTimeoutSeconds": 2}}
@@ -77,7 +78,8 @@ def test_a_source_that_cannot_ask_holds_and_says_so(world: World) -> None:
         assert world.states("node-a") == ["STOP_COPY"] * 4
         metadata = {key: stored["metadata"][key] for key in ("name", "namespace", "ownerReferences", "finalizers")}
         again = json.dumps({**stored, "metadata": metadata, "status": {}})
-        world.stack.kubectl("create", "-f", "-", input=again)
+        operator = f"--as=system:serviceaccount:{OPERATOR_NAMESPACE}:vfio-operator"  # nobody else may create one
+        world.stack.kubectl("create", operator, "-f", "-", input=again)
         world.stack.wait_until(lambda: world.states("node-a") == ["RUNNING"] * 4, "sources run")
         world.operator = world.stack.start_operator("operator-held")
         assert world.finished("held", 90)["status"]["phase"] == "Failed"

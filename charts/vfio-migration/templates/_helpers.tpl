@@ -40,3 +40,35 @@ it. vfio_operator/requester.py writes and reads the same.
   expression: >-
     oldObject == null ? '' : oldObject.metadata.?annotations[?'vfiomigration.io/requester'].orValue('')
 {{- end }}
+
+{{/* CEL: may do as they like, since who may `use` every device is trusted with all of them. */}}
+{{- define "vfio-migration.may-use-every-device" -}}
+authorizer.group('vfiomigration.io').resource('vfiodevices').check('use').allowed()
+{{- end }}
+
+{{/* CEL: the user name of the operator, and of the agents. */}}
+{{- define "vfio-migration.operator-user" -}}
+'system:serviceaccount:{{ .Release.Namespace }}:vfio-operator'
+{{- end }}
+{{- define "vfio-migration.agent-user" -}}
+'system:serviceaccount:{{ .Release.Namespace }}:vfio-agent'
+{{- end }}
+
+{{/* CEL: the node of the pod that the token is bound to, '' if it is bound to none. The API server says it, not the agent. */}}
+{{- define "vfio-migration.token-node" -}}
+request.userInfo.?extra[?'authentication.kubernetes.io/node-name'][?0].orValue('')
+{{- end }}
+
+{{/* A binding that denies: (dict "name" ... "component" ... "root" .) */}}
+{{- define "vfio-migration.deny" -}}
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "vfio-migration.labels" .root | nindent 4 }}
+    app.kubernetes.io/component: {{ .component }}
+spec:
+  policyName: {{ .name }}
+  validationActions: [Deny]
+{{- end }}
