@@ -1,6 +1,9 @@
 """Real users of the real API server: ServiceAccounts with tokens, and anyone by impersonation."""
 
+import base64
+import http.client
 import json
+import ssl
 import subprocess
 import time
 from collections.abc import Callable
@@ -45,6 +48,26 @@ class User:
         result = self.try_kubectl(*arguments, manifest=manifest)
         assert result.returncode != 0, f"kubectl {' '.join(arguments)}: {result.stdout}"
         return result.stderr
+
+    def patch(self, path: str, change: Any) -> tuple[int, Json]:
+        """A merge patch, or a JSON patch if `change` is a list: the status code, and what came with it.
+
+        Not kubectl, which reads a subresource before it patches it: agents may not.
+        """
+        config = json.loads(self.kubeconfig.read_text())
+        ca = base64.b64decode(config["clusters"][0]["cluster"]["certificate-authority-data"]).decode()
+        server = config["clusters"][0]["cluster"]["server"].removeprefix("https://")
+        headers = {
+            "Authorization": f"Bearer {config['users'][0]['user']['token']}",
+            "Content-Type": f"application/{'json' if isinstance(change, list) else 'merge'}-patch+json",
+        }
+        connection = http.client.HTTPSConnection(server, timeout=30, context=ssl.create_default_context(cadata=ca))
+        try:
+            connection.request("PATCH", path, json.dumps(change), headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
 
     def me(self) -> Requester:
         """Who the API server says this user is."""
