@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.guarded import fill, operator_token
 from cluster.objects import NAMESPACE
+from cluster.users import User
 from cluster.world import World, audit_arguments, devices
 from devtools.plane import Plane
 from devtools.stack import Stack
@@ -44,6 +46,20 @@ def namespace(empty_namespace: Plane) -> Iterator[Plane]:
     yield empty_namespace
     empty_namespace.kubectl("delete", "vfiomigrations,vfioswitchovers", "--all", "-n", NAMESPACE)
     empty_namespace.kubectl("delete", "vfiodevices", "-l", f"test={NAMESPACE}")
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Iterator[Stack]:
+    """Control plane and chart with the objects of cluster.guarded: neither an operator nor an agent runs."""
+    with Stack(["node-a", "node-b", "node-c"]) as stack:
+        fill(stack)
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def operator_user(guarded: Stack, tmp_path_factory: pytest.TempPathFactory) -> User:
+    """The operator's token on that control plane."""
+    return operator_token(guarded, tmp_path_factory.mktemp("operator"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Who may write what, at the real API server: agents with tokens bound to pods on nodes, people, controllers.
+"""What the token of an agent is good for, at the real API server: tokens bound to pods on nodes.
 
 No operator and no agent runs here, so that what changes was changed by the test.
 """
@@ -6,150 +6,49 @@ No operator and no agent runs here, so that what changes was changed by the test
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from cluster.guarded import (
+    ABORTED,
+    CLAIM,
+    CLAIMED,
+    COMMITTED,
+    NAMESPACE,
+    OPEN,
+    OPERATOR,
+    OTHER,
+    OWN,
+    Patch,
+    Tried,
+    abort,
+    decide,
+    device,
+    device_patch,
+    done,
+    patch,
+    switchover,
+    versions,
+)
 from cluster.users import User
 from devtools.stack import NAMESPACE as OURS
 from devtools.stack import Stack, migration
 from vfio_agent.kube import AgentApi, Decided
-from vfio_api.models import device_object_name
-from vfio_api.names import ADDRESS_ANNOTATION, API, CA_CONFIGMAP, CA_KEY, FINALIZER, LEASE_NAME
+from vfio_api.names import ADDRESS_ANNOTATION, CA_CONFIGMAP, CA_KEY, FINALIZER, LEASE_NAME
 from vfio_api.types import MigrationKey, Outcome
 
-Json = dict[str, Any]
-NAMESPACE = "default"
-OPERATOR = f"--as=system:serviceaccount:{OURS}:vfio-operator"
-VERSION = f"{API}/v1alpha1"
-TIME = "2026-11-22T10:00:00Z"
-CLAIM = {"namespace": NAMESPACE, "name": "m", "uid": "u-claimed"}
-OWN, CLAIMED, OTHER = (
-    device_object_name(node, address) for node, address in (("node-a", "own"), ("node-a", "taken"), ("node-b", "b"))
-)
-# Switchovers from node-a to node-b by what is decided of them.
-OPEN, COMMITTED, ABORTED = "u-open", "u-committed", "u-aborted"
-
-
-def device(node: str, address: str, **spec: Any) -> Json:
-    return {
-        "apiVersion": VERSION,
-        "kind": "VFIODevice",
-        "metadata": {"name": device_object_name(node, address)},
-        "spec": {"nodeName": node, "address": address, "backend": "Simulated", **spec},
-    }
-
-
-def switchover(uid: str, namespace: str = NAMESPACE, **metadata: Any) -> Json:
-    return {
-        "apiVersion": VERSION,
-        "kind": "VFIOSwitchover",
-        "metadata": {"name": uid, "namespace": namespace, "finalizers": [FINALIZER], **metadata},
-        "spec": {
-            "migrationName": "m",
-            "migrationUID": uid,
-            "epoch": 1,
-            "sourceNodes": ["node-a"],
-            "targetNodes": ["node-b"],
-            "timeoutSeconds": 30,
-        },
-    }
-
-
-def decision(outcome: str, by: str) -> Json:
-    return {"status": {"decision": {"outcome": outcome, "by": by, "time": TIME}}}
-
-
-@dataclass(frozen=True)
-class Patch:
-    """A patch of an object of ours, by its path in the API."""
-
-    path: str
-    change: Any
-
-
-def device_patch(name: str, change: Any, status: str = "") -> Patch:
-    return Patch(f"/apis/{VERSION}/vfiodevices/{name}{status}", change)
-
-
-def patch(kind: str, name: str, change: Any, status: str = "") -> Patch:
-    return Patch(f"/apis/{VERSION}/namespaces/{NAMESPACE}/{kind}/{name}{status}", change)
-
-
-def decide(uid: str, outcome: str, by: str) -> Patch:
-    change = {"status": {"decision": {"outcome": outcome, "by": by, "time": TIME}}}
-    return patch("vfioswitchovers", uid, change, "/status")
-
-
-def abort(uid: str, node: str) -> Patch:
-    return decide(uid, "Abort", f"vfio-agent/{node}")
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What somebody tries, with kubectl or by a patch, and what they are told; `who` is a node for an agent."""
-
-    what: list[str] | Patch
-    said: str
-    manifest: Json | None = None
-    who: str = "node-a"
-
-    def refused(self, user: User) -> str:
-        """Try it, which must fail; what the API server said."""
-        if isinstance(self.what, list):
-            return user.refused(*self.what, manifest=self.manifest)
-        status, body = user.patch(self.what.path, self.what.change)
-        assert status in (403, 422), body
-        return str(body["message"])
-
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    """Control plane and chart; a device of each kind, and a switchover for each decision."""
-    with Stack(["node-a", "node-b", "node-c"]) as stack:
-        for item in (device("node-a", "own"), device("node-a", "taken", claimRef=CLAIM), device("node-b", "b")):
-            stack.kubectl("create", "-f", "-", input=json.dumps(item))
-        for uid in (OPEN, COMMITTED, ABORTED):
-            stack.kubectl("create", OPERATOR, "-f", "-", input=json.dumps(switchover(uid)))
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def operator(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> User:
-    """The operator's token. Two of the switchovers are decided."""
-    kubeconfig = tmp_path_factory.mktemp("operator") / "kubeconfig"
-    stack.plane.service_account_kubeconfig(OURS, "vfio-operator", kubeconfig)
-    made = User(stack.plane, kubeconfig)
-    for uid, outcome in ((COMMITTED, "Commit"), (ABORTED, "Abort")):
-        assert done(made, decide(uid, outcome, "operator-0"))["status"]["decision"]["outcome"] == outcome
-    return made
-
-
-def done(user: User, what: Patch) -> Json:
-    """The object after a patch, which must succeed."""
-    status, body = user.patch(what.path, what.change)
-    assert status == 200, body
-    return body
-
-
-@pytest.fixture(scope="module")
-def agents(stack: Stack, operator: User, tmp_path_factory: pytest.TempPathFactory) -> dict[str, User]:
+def agents(guarded: Stack, operator_user: User, tmp_path_factory: pytest.TempPathFactory) -> dict[str, User]:
     """The agents by their node; "" has the ServiceAccount's token, but for no pod."""
     found = {}
     for node in ("node-a", "node-b", "node-c"):
-        _, kubeconfig = stack.agent_credentials(node, tmp_path_factory.mktemp(node))
-        found[node] = User(stack.plane, kubeconfig)
+        _, kubeconfig = guarded.agent_credentials(node, tmp_path_factory.mktemp(node))
+        found[node] = User(guarded.plane, kubeconfig)
     nowhere = tmp_path_factory.mktemp("nowhere") / "kubeconfig"
-    stack.plane.service_account_kubeconfig(OURS, "vfio-agent", nowhere)
-    return {**found, "": User(stack.plane, nowhere)}
-
-
-def versions(stack: Stack) -> list[tuple[str, str]]:
-    """Every object of ours with its resourceVersion."""
-    found = stack.get(f"vfiomigrations.{API},vfioswitchovers.{API},vfiodevices.{API}", "-A")["items"]
-    return [(item["metadata"]["uid"], item["metadata"]["resourceVersion"]) for item in found]
+    guarded.plane.service_account_kubeconfig(OURS, "vfio-agent", nowhere)
+    return {**found, "": User(guarded.plane, nowhere)}
 
 
 APPLY = ["apply", "--server-side", "--force-conflicts", "-f", "-"]
@@ -258,21 +157,21 @@ REFUSALS = {**DEVICES, **SWITCHOVERS, **ELSEWHERE}
 
 
 @pytest.fixture(scope="module")
-def lead(stack: Stack) -> Iterator[None]:
+def lead(guarded: Stack) -> Iterator[None]:
     """What a leader publishes for agents."""
     made = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CA_CONFIGMAP, "namespace": OURS}}
-    stack.kubectl("create", "-f", "-", input=json.dumps({**made, "data": {CA_KEY: "a certificate"}}))
+    guarded.kubectl("create", "-f", "-", input=json.dumps({**made, "data": {CA_KEY: "a certificate"}}))
     lease = {"metadata": {"annotations": {ADDRESS_ANNOTATION: "127.0.0.1:1"}}, "spec": {"holderIdentity": "operator-0"}}
-    stack.kubectl("patch", "lease", LEASE_NAME, "-n", OURS, "--type=merge", "-p", json.dumps(lease))
+    guarded.kubectl("patch", "lease", LEASE_NAME, "-n", OURS, "--type=merge", "-p", json.dumps(lease))
     yield
-    stack.kubectl("delete", "cm", CA_CONFIGMAP, "-n", OURS)
+    guarded.kubectl("delete", "cm", CA_CONFIGMAP, "-n", OURS)
 
 
 @pytest.mark.parametrize("tried", REFUSALS.values(), ids=REFUSALS)
-def test_an_agent_may_not(stack: Stack, agents: dict[str, User], lead: None, tried: Tried) -> None:
-    before = versions(stack)
+def test_an_agent_may_not(guarded: Stack, agents: dict[str, User], lead: None, tried: Tried) -> None:
+    before = versions(guarded)
     assert tried.said in tried.refused(agents[tried.who])
-    assert versions(stack) == before
+    assert versions(guarded) == before
 
 
 async def _as_the_agent_does(kubeconfig: Path, uid: str) -> tuple[str, Decided, Decided]:
@@ -290,27 +189,27 @@ async def _as_the_agent_does(kubeconfig: Path, uid: str) -> tuple[str, Decided, 
         await api.close()
 
 
-def test_an_agent_may_do_what_it_needs(stack: Stack, agents: dict[str, User], lead: None) -> None:
+def test_an_agent_may_do_what_it_needs(guarded: Stack, agents: dict[str, User], lead: None) -> None:
     """Its own code, its own token: the leader, its devices also while they are claimed, and Abort."""
-    stack.kubectl("create", OPERATOR, "-f", "-", input=json.dumps(switchover("u-needed")))
+    guarded.kubectl("create", OPERATOR, "-f", "-", input=json.dumps(switchover("u-needed")))
     address, before, after = asyncio.run(_as_the_agent_does(agents["node-a"].kubeconfig, "u-needed"))
     assert address == "127.0.0.1:1"
     assert (before.decision, after.decision) == (None, Outcome.ABORT)
-    found = {item["spec"]["address"]: item for item in stack.get("vfd")["items"]}
+    found = {item["spec"]["address"]: item for item in guarded.get("vfd")["items"]}
     assert found["fresh"]["status"]["holder"] == found["taken"]["status"]["holder"] == "workload x"
     assert found["taken"]["spec"]["claimRef"] == CLAIM
-    stored = stack.get("vfs", "u-needed")["status"]["decision"]
+    stored = guarded.get("vfs", "u-needed")["status"]["decision"]
     assert (stored["outcome"], stored["by"]) == ("Abort", "vfio-agent/node-a")
     assert {"fresh", "b"} <= {
         d["spec"]["address"] for d in json.loads(agents["node-a"].kubectl("get", "vfd", "-o", "json"))["items"]
     }
 
 
-def test_abort_takes_no_finalizer_along(stack: Stack, agents: dict[str, User]) -> None:
+def test_abort_takes_no_finalizer_along(guarded: Stack, agents: dict[str, User]) -> None:
     """A status is written without metadata, whatever the request says of it."""
-    stack.kubectl("create", OPERATOR, "-f", "-", input=json.dumps(switchover("u-strip")))
+    guarded.kubectl("create", OPERATOR, "-f", "-", input=json.dumps(switchover("u-strip")))
     wanted = abort("u-strip", "node-a")
     done(agents["node-a"], Patch(wanted.path, {"metadata": {"finalizers": None}, **wanted.change}))
-    found = stack.get("vfs", "u-strip")
+    found = guarded.get("vfs", "u-strip")
     assert found["metadata"]["finalizers"] == [FINALIZER]
     assert found["status"]["decision"]["outcome"] == "Abort"
