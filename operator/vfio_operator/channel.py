@@ -18,7 +18,7 @@ from vfio_api.types import AgentHello, Command, Goal, Role, SessionReport
 from vfio_api.v1 import agent_pb2 as pb
 from vfio_api.v1 import agent_pb2_grpc
 from vfio_operator.history import History
-from vfio_operator.kube import API_ERRORS, Caller, OperatorApi
+from vfio_operator.kube import API_ERRORS, Caller, OperatorApi, brief
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.pki import ServerIdentity
@@ -27,6 +27,8 @@ log = structlog.get_logger()
 _Context = grpc.aio.ServicerContext[pb.AgentMessage, pb.OperatorMessage]
 HELLO_SECONDS = 10.0
 QUEUED_COMMANDS = 1024
+MAX_TOKEN = 16384  # characters
+MAX_LEAP = 1 << 20  # elections that an agent may know and the Lease not, as after a restore: epochs must not run out
 PING_SECONDS = 1.0  # at most so often, while a migration wants to know
 SERVER_OPTIONS = [
     ("grpc.keepalive_time_ms", 5_000),
@@ -103,15 +105,19 @@ class Agents:
             key: report for key, report in self._reports.items() if key[1] != uid or report.reached is not Goal.RELEASED
         }
 
-    def add(self, node: str, pod: str, hello: AgentHello) -> AgentStream:
-        """A new stream; it replaces an older one of the same instance. Raises PermissionError for another instance."""
+    def check(self, node: str, pod: str, hello: AgentHello) -> None:
+        """Raise PermissionError if another instance serves the node."""
         old = self._streams.get(node)
         if old is not None and old.hello.instance != hello.instance:
             raise PermissionError(
                 f"node {node} is served by agent pod {old.pod or '?'} (instance {old.hello.instance[:8]}) already; "
                 f"pod {pod or '?'} (instance {hello.instance[:8]}) is refused: one agent per node"
             )
-        if old is not None:
+
+    def add(self, node: str, pod: str, hello: AgentHello) -> AgentStream:
+        """A new stream; it replaces an older one of the same instance. Raises PermissionError for another instance."""
+        self.check(node, pod, hello)
+        if (old := self._streams.get(node)) is not None:
             old.cancel()
         self._number += 1
         stream = self._streams[node] = AgentStream(node, pod, hello, self._number)
@@ -215,10 +221,18 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
                 f"agent on node {caller.node} speaks protocol {hello.protocol}, this operator speaks "
                 f"{PROTOCOL_VERSION - 1} to {PROTOCOL_VERSION}: upgrade the older one",
             )
-        if hello.highest_epoch > self._leadership.epoch:
-            await self._leadership.raise_epoch(hello.highest_epoch)
-            self._metrics.epoch.set(self._leadership.epoch)
+        if hello.highest_epoch > self._leadership.epoch + MAX_LEAP:
+            await self._refuse(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"agent on node {caller.node} has seen epoch {hello.highest_epoch}, this operator leads with "
+                f"{self._leadership.epoch}: no election raises it so far; remove what that agent has stored",
+            )
         try:
+            self._agents.check(caller.node, caller.pod, hello)  # also before: one that is refused raises no epoch
+            if hello.highest_epoch > self._leadership.epoch:
+                await self._leadership.raise_epoch(hello.highest_epoch)
+                self._metrics.epoch.set(self._leadership.epoch)
             stream = self._agents.add(caller.node, caller.pod, hello)
         except PermissionError as error:
             await self._refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
@@ -273,13 +287,16 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
 
     async def _identify(self, context: _Context) -> Caller:
         metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
-        bearer = str(metadata.get("authorization", ""))
+        scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
         caller = None
-        if bearer.startswith("Bearer ") and len(bearer) < 16384:
+        if scheme == "Bearer" and 0 < len(token) < MAX_TOKEN:
             try:
-                caller = await self._api.review_token(bearer.removeprefix("Bearer "))
+                caller = await self._api.review_token(token)
             except API_ERRORS as error:
-                await self._refuse(context, grpc.StatusCode.UNAVAILABLE, f"the token cannot be reviewed now: {error}")
+                # the error is not for someone who may be anyone
+                log.warning("token not reviewed", error=brief(error))
+                why = "the API server does not review tokens now; the operator's log says why"
+                await self._refuse(context, grpc.StatusCode.UNAVAILABLE, why)
         expected = f"system:serviceaccount:{self._api.namespace}:{AGENT_SERVICE_ACCOUNT}"
         if caller is None or caller.username != expected:
             who = caller.username if caller else "nobody (the token is not valid for this audience)"
