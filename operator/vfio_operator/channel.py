@@ -5,7 +5,7 @@ that the token is bound to. One agent instance per node: a second one is refused
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 import grpc
@@ -87,9 +87,10 @@ class Agents:
         """The last report of a session."""
         return self._reports.get((node, uid, role))
 
-    def highest_sequence(self, uid: str) -> int:
-        """The highest sequence number that any agent has seen for a migration."""
-        return max((report.sequence for key, report in self._reports.items() if key[1] == uid), default=0)
+    def highest_sequence(self, uid: str, nodes: Collection[str]) -> int:
+        """The highest sequence number that the agents of these nodes have seen for a migration."""
+        reports = self._reports.items()
+        return max((r.sequence for (node, of, _), r in reports if of == uid and node in nodes), default=0)
 
     def orphans(self, active: Callable[[str], bool]) -> list[tuple[str, SessionReport]]:
         """(node, session) of connected agents for migrations that have no task and are not released."""

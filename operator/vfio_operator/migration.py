@@ -221,7 +221,9 @@ class MigrationTask:
         self.gone()
         memory = self._memory
         memory.pairs, memory.inherited = self._left, True
-        memory.sequence = self._context.agents.highest_sequence(self.key.uid)
+        memory.sequence = self._context.agents.highest_sequence(
+            self.key.uid, {node for node, _ in ends_of(memory.pairs)}
+        )
         self._executor.read_back(await self._context.api.switchover(self.key))
         memory.claims |= {r.object_name for r in self._context.inventory.values() if r.claim_uid == self.key.uid}
 
@@ -233,7 +235,9 @@ class MigrationTask:
         memory.inherited = bool(memory.pairs)
         memory.failure = memory.recorded = observe.persisted_failure(memory.body)
         memory.rehearsed = observe.is_rehearsed(memory.body)
-        memory.sequence = self._context.agents.highest_sequence(self.key.uid)
+        memory.sequence = self._context.agents.highest_sequence(
+            self.key.uid, {node for node, _ in ends_of(memory.pairs)}
+        )
         if memory.pairs:
             self._executor.read_back(await api.switchover(self.key))
             self._context.reserved[self.key.uid] = ends_of(memory.pairs)
