@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # make test KERNEL=0 leaves out the tests that boot guests (they need QEMU and, to install it, root).
 KERNEL ?=
 
-.PHONY: sequences bench-convergence bench-size demo test test-fast test-cluster test-kernel lint format generate lock clean help
+.PHONY: faults sequences bench-convergence bench-size demo test test-fast test-cluster test-kernel lint format generate lock clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -35,6 +35,9 @@ test-cluster: $(STAMP) ## on the real control plane, with simulated devices
 
 test-kernel: $(STAMP) ## in QEMU guests, with the kernel's mtty devices
 	@$(BIN)/pytest tests/kernel
+
+faults: $(STAMP) ## the whole fault matrix on real processes; report in build/ (about 20 minutes)
+	@PYTHONPATH=hack $(BIN)/python hack/faults.py
 
 bench-convergence: $(STAMP) ## which states converge, predicted against actual downtime, memory (about 15 minutes)
 	@PYTHONPATH=hack $(BIN)/python bench/convergence.py
