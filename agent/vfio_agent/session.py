@@ -325,9 +325,13 @@ class Session:
                 self._states[name] = read_state(held)
 
     def all_held(self) -> None:
-        """Raise DeviceError unless every device of the session is held: no barrier is passed by none."""
+        """Raise DeviceError unless every device of the session is held: no barrier is passed by none.
+
+        But for those whose state is gone for good: nobody waits for them any more.
+        """
         for device in self.spec.devices:
-            self.device(device.name)
+            if device.name not in self.facts.gone:
+                self.device(device.name)
 
     def held_devices(self) -> tuple[SessionDevice, ...]:
         """The devices of the migration that are held here."""
@@ -338,8 +342,9 @@ class Session:
         return tuple(DeviceFacts(name, self.state(name), held.flags) for name, held in self._held.items())
 
     def _concerned(self, command: Command) -> tuple[DeviceFacts, ...]:
-        """The devices that a command is for: all, or those that are to be loaded or sent again."""
-        return tuple(each for each in self.device_facts() if not command.again or each.name in command.again)
+        """The devices that a command is for: all that are not gone, or those that are to be loaded or sent again."""
+        wanted = command.again or [device.name for device in self.spec.devices if device.name not in self.facts.gone]
+        return tuple(each for each in self.device_facts() if each.name in wanted)
 
     def _state_names(self) -> str:
         return ", ".join(f"{name}={state.name}" for name, state in self._states.items())

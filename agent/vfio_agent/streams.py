@@ -16,7 +16,7 @@ from vfio_agent.frames import StreamHello
 from vfio_agent.linkrate import LinkMeter
 from vfio_agent.ratelimit import TokenBucket
 from vfio_agent.sender import IO_SECONDS, Sender
-from vfio_api.errors import CommandError, Reason, StreamError
+from vfio_api.errors import CommandError, StreamError
 from vfio_api.types import Command
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class SourceStreams:
         self._awaited = awaited, holds
         while not all(map(holds, senders)):
             if self._interrupted:
-                raise StreamError("the streams were called off before their end", reason=Reason.CANCELLED)
+                raise StreamError("the streams were called off before their end")  # an echo of what turned it back
             for sender in self._senders.values():
                 if sender.error is not None:
                     raise sender.error

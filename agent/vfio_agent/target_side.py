@@ -65,10 +65,11 @@ class TargetSide:
         if command.goal not in _STARTS or session.facts.started:
             return error
         await session.blocking(session.refresh)
-        lost = tuple(device.name for device in session.spec.devices if self._is_lost(device.name))
+        before = session.facts.gone
+        lost = tuple(d.name for d in session.spec.devices if d.name not in before and self._is_lost(d.name))
         gone = tuple(name for name in lost if self._left or name in self._ran)
         if gone:
-            await session.note(replace(session.facts, gone=gone))
+            await session.note(replace(session.facts, gone=before + gone))
             return _gone(gone, error)
         if lost:
             session.reached = None
@@ -247,7 +248,7 @@ class TargetSide:
         """Some devices' state is gone: the others start, behind their barrier; then those are blanked and closed."""
         session, gone = self._session, self._session.facts.gone
         rest = tuple(device for device in session.device_facts() if device.name not in gone)
-        for planned in rounds(Role.TARGET, Goal.RUNNING, rest):
+        for planned in rounds(Role.TARGET, Goal.RUNNING, rest):  # they run by now, but for want of a leader's word
             await session.move(planned)
         for device in session.spec.devices:
             held = session.around.holdings.get(device.address)

@@ -429,8 +429,8 @@ ROLLBACK: tuple[Step, ...] = (
 _LADDER = {step.name: step for step in FORWARD}
 _BACK = {step.name: step for step in ROLLBACK}
 
-# After Commit, when a target's state is gone: nothing can be made good any more, so every device is given back. The
-# sources' copies are of before the targets ran, and must never run.
+# After Commit, when a target's state is gone: nothing can be made good any more. What is left starts, behind the same
+# barriers, and every device is given back. The sources' copies are of before the targets ran, and must never run.
 LOST: tuple[Step, ...] = (
     replace(
         _BACK["RecordFailure"],
@@ -439,6 +439,8 @@ LOST: tuple[Step, ...] = (
         actions=lambda o: tuple(PersistFailure(failure) for failure in (target_lost(o),) if failure),
         sentence="recording that the state is lost",
     ),
+    replace(_LADDER["BarrierC"], name="RestP2P", sentence="the state is lost: what is left to RUNNING_P2P"),
+    replace(_LADDER["BarrierD"], name="RestRuns", sentence="the state is lost: what is left to RUNNING"),
     replace(_LADDER["ReleaseTargets"], sentence="the state is lost: handing over what runs, blanking what does not"),
     replace(_LADDER["ReleaseSources"], sentence="the state is lost: releasing the sources"),
     _LADDER["Unclaim"],

@@ -7,7 +7,7 @@ from devtools.faults.lane import Lane, LaneNode, Pair
 from devtools.faults.story import End
 from vfio_api.device import DeviceState as S
 
-HOLD_SECONDS = 20.0
+HOLD_SECONDS = 40.0
 READ_AFTER_BYTES = 64 * 1024
 
 
