@@ -14,5 +14,5 @@ async def _move(self: Session, planned: Round) -> None:
 
 
 if __name__ == "__main__":
-    Session._move = _move
+    Session.move = _move
     main()

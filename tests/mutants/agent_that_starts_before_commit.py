@@ -1,8 +1,7 @@
 """vfio-agent whose targets run as soon as they have voted."""
 
-from vfio_agent.sides import TargetSide
-
 from vfio_agent.__main__ import main
+from vfio_agent.target_side import TargetSide
 from vfio_api.device import DeviceState
 
 _vote = TargetSide._vote

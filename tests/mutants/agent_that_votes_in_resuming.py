@@ -1,9 +1,8 @@
 """vfio-agent that counts a device as loaded while it is in RESUMING: it never sees whether the state is valid."""
 
-from vfio_agent.sides import TargetSide
-
 from vfio_agent.__main__ import main
 from vfio_agent.session import Session
+from vfio_agent.target_side import TargetSide
 from vfio_api.device import DeviceState
 
 _state = Session.state

@@ -88,6 +88,20 @@ def target_lost() -> Tale:
     tale.arcs(tale.targets, "RUNNING_P2P")
     tale.take("close", tale.target(0))
     tale.closed.add(tale.target(0))
+    tale.arcs([tale.target(1), tale.target(2)], "RUNNING")
+    tale.release()
+    return tale
+
+
+def target_in_error() -> Tale:
+    """A target fell into ERROR in barrier D; what is left runs on without it, and it is blanked."""
+    tale = committed()
+    tale.arcs([tale.target(0), tale.target(1)], "RUNNING_P2P")
+    tale.arc(tale.target(2), "RUNNING_P2P", error=True)
+    tale.arcs([tale.target(0), tale.target(1)], "RUNNING")
+    tale.take("reset", tale.target(2))
+    tale.take("close", tale.target(2))
+    tale.release()
     return tale
 
 
@@ -115,6 +129,7 @@ GOOD = {
     "a source in ERROR": source_in_error().story("Failed", "SourceStateLost", lost=3, missing=2),
     "a source closed by the fault": lost_with_its_node().story("Failed", "SourceStateLost", missing=9),
     "a target closed by the fault": target_lost().story("Failed", "TargetLostAfterCommit", missing=9),
+    "a target in ERROR": target_in_error().story("Failed", "TargetLostAfterCommit", missing=9),
     "nothing touched": Tale().story("Failed", "UnknownDevice"),
 }
 
@@ -271,6 +286,19 @@ def started_without_the_one_that_is_loaded_again() -> Story:
     return tale.story("Starting")
 
 
+def barrier_d_passed_by_the_rest_and_not_said() -> Story:
+    return target_in_error().story(*MOVED)
+
+
+def rest_of_the_targets_left_stopped() -> Story:
+    tale = committed()
+    tale.arcs(tale.targets, "RUNNING_P2P")
+    tale.take("close", tale.target(0))
+    tale.closed.add(tale.target(0))
+    tale.release()
+    return tale.story("Failed", "TargetLostAfterCommit")
+
+
 def came_back_one_by_one() -> Story:
     tale = until_the_vote()
     tale.decide("Abort")
@@ -321,6 +349,8 @@ BAD = [
     ("barrier_a", barrier_a_passed_on_failure()),
     ("barrier_d", started_before_barrier_d()),
     ("barrier_d", started_without_the_one_that_is_loaded_again()),
+    ("barrier_d", barrier_d_passed_by_the_rest_and_not_said()),
+    ("one_side_runs", rest_of_the_targets_left_stopped()),
     ("barrier_back", came_back_one_by_one()),
     ("it_ends", committed().story("Starting")),
     ("decision_and_phase", until_the_vote().story(*MOVED)),

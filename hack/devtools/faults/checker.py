@@ -156,6 +156,8 @@ def barrier_d(view: View) -> Iterator[str]:
             continue
         if before:
             waited = set(view.targets) - passed
+            if view.story.reason == TARGET_LOST and view.honest():
+                waited = {end for end in waited if not view.excused(end)}  # those that are left start without it
             if event.new == "RUNNING" and event.end in loaded and len(view.pairs) > 1 and waited:
                 yield f"barrier D: {event} began at {event.began:.6f}, before {_names(waited)} was in RUNNING_P2P"
         elif event.errno:
@@ -249,7 +251,7 @@ def nothing_is_claimed(view: View) -> Iterator[str]:
 def idle_side_is_blank(view: View) -> Iterator[str]:
     """The side that does not run is closed and blank."""
     story = view.story
-    if story.phase not in TERMINAL or story.reason == TARGET_LOST:
+    if story.phase not in TERMINAL:
         return
     for pair in view.pairs:
         idle = pair.source if view.commit is not None else pair.target
@@ -321,5 +323,4 @@ def _works(found: EndState | None, states: frozenset[str] = frozenset({"RUNNING"
 def _is_loss(view: View, pair: Pair) -> bool:
     if not view.honest():
         return False
-    # after Commit the targets stay as they are, also the ones that were not lost: what is left is for a person
-    return view.story.reason == TARGET_LOST or view.excused(pair.source)
+    return view.excused(pair.target if view.story.reason == TARGET_LOST else pair.source)
