@@ -37,6 +37,7 @@ class FaultWorld(World):
         self.witness = witness
         self.modules = {SOURCE: "vfio_agent", TARGET: "vfio_agent", "operator": "vfio_operator"}
         self.closed: set[End] = set()
+        self.spoilt = False  # something is left that only a fresh start removes
         self._operators = 0
         for name in (SOURCE, TARGET):
             stack.add_node(name, [SimulatedDevice(address, arc_latency_us=ARC_US) for address in DEVICES])
@@ -74,32 +75,46 @@ class FaultWorld(World):
         self.start_agent(name)
 
     def become(self, **modules: str) -> None:
-        """Start everything anew and from nothing: the product, but for the given modules (source, target, operator)."""
+        """Have the product run, but for the given modules (source, target, operator), with nothing left of before."""
         names = {"source": SOURCE, "target": TARGET, "operator": "operator"}
-        self.modules = {SOURCE: "vfio_agent", TARGET: "vfio_agent", "operator": "vfio_operator"}
-        self.modules |= {names[part]: f"mutants.{module}" for part, module in modules.items()}
-        self.operator.kill()
-        for name in (SOURCE, TARGET):
-            node = self.stack.nodes[name]
+        wanted = {SOURCE: "vfio_agent", TARGET: "vfio_agent", "operator": "vfio_operator"}
+        wanted |= {names[part]: f"mutants.{module}" for part, module in modules.items()}
+        changed = {name for name, module in wanted.items() if self.spoilt or self.modules[name] != module}
+        self.modules = wanted
+        if not self.spoilt:
+            self.free()
+        if "operator" in changed:
+            self.operator.stop(5)
+        for name in changed - {"operator"}:
             self.kill_agent(name)
-            node.keeper.kill()
-            for folder in ("state", "run"):
-                shutil.rmtree(node.dir / folder, ignore_errors=True)
-            node.restart_keeper()
+            if self.spoilt:
+                self._wipe(name)
+        if self.spoilt:
+            self._forget()
+        if "operator" in changed:
+            self.start_operator()
+        for name in changed - {"operator"}:
+            self.start_agent(name)
+        for name in (SOURCE, TARGET):
             for address in DEVICES:
                 self.control(name).clear_faults(address)
-        self._forget()
-        self.start_operator()
-        for name in (SOURCE, TARGET):
-            self.start_agent(name)
+        self.spoilt = False
+
+    def _wipe(self, name: str) -> None:
+        node = self.stack.nodes[name]
+        node.keeper.kill()
+        for folder in ("state", "run"):
+            shutil.rmtree(node.dir / folder, ignore_errors=True)
+        node.restart_keeper()
 
     def _forget(self) -> None:
-        """Remove every object of earlier migrations, whatever holds it, and their claims."""
+        """Remove what has not ended, whatever holds it, and every claim."""
         for kind in ("vfiomigrations", "vfioswitchovers"):
             for found in self.stack.get(kind)["items"]:
                 name = found["metadata"]["name"]
-                self.stack.kubectl("patch", kind, name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-                self.stack.kubectl("delete", kind, name, "--ignore-not-found")
+                if "finalizers" in found["metadata"]:
+                    self.stack.kubectl("patch", kind, name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+                    self.stack.kubectl("delete", kind, name, "--ignore-not-found", "--wait=false")
         for found in self.stack.get("vfd")["items"]:
             if "claimRef" in found["spec"]:
                 name = found["metadata"]["name"]
@@ -120,8 +135,11 @@ class FaultWorld(World):
             disturb(self, name)
             uid = self.stack.get("vfm", name)["metadata"]["uid"]
             self.witness.wait_for_phase(uid, TERMINAL, seconds)
-            with contextlib.suppress(TimeoutError):  # what is left open or claimed then is for the checker to say
+            try:
                 self.stack.wait_until(self._quiet, "nothing is claimed, one side is closed", 5)
+            except TimeoutError:  # what is left open or claimed is for the checker to say
+                self.spoilt = True
+            self.spoilt |= bool(self.closed) or not self.witness.wait_for_phase(uid, TERMINAL, 0)
             return gatherer.story(
                 self.witness,
                 uid,
