@@ -20,6 +20,7 @@ from pathlib import Path
 
 from devtools.guest import HOST, WORKLOAD, Guest, GuestError, Job, Link, free_port
 from devtools.kernel import ensure_qemu, kernel_artefacts
+from devtools.kernel_agents import Agents, ForkedAgent
 from devtools.kernel_workload import Workload
 from devtools.processes import Child
 from devtools.stack import NAMESPACE, ROOT, Stack
@@ -29,24 +30,16 @@ MEMORY_MIB = 512
 AGENT_SECONDS = 120.0
 POLL_SECONDS = 0.05
 LOG_TAIL = 4000
-METRICS_PORT, WORKLOAD_PORT = 9102, 9200  # in the guest, whose ports are all its own
+METRICS_PORT, WORKLOAD_PORT, AGENTS_PORT = 9102, 9200, 9201  # in the guest, whose ports are all its own
 RUN = Path("/run/vfio-agent")
 KEEPER_SOCKET, BROKER_SOCKET = RUN / "keeper.sock", RUN / "broker.sock"
 SOURCES = ("api", "agent", "hack")
-
-WAITING_AGENT = """
-import os, sys, time
-import vfio_agent.__main__ as agent
-while not os.path.exists(sys.argv[1]):
-    time.sleep(0.05)
-agent.main()
-"""
 
 
 class GuestProcess:
     """A background process of a guest, to be handled like `devtools.processes.Child`."""
 
-    def __init__(self, name: str, job: Job):
+    def __init__(self, name: str, job: Job | ForkedAgent):
         self.name, self.log, self.pid = name, job.log, job.pid
         self._job = job
 
@@ -98,10 +91,10 @@ class KernelNode:
         self.devices = tuple(f"6d747479-{number:04x}-4000-8000-{index:012x}" for index in range(devices))
         """UUIDs of its mediated devices."""
         self.address = f"10.99.0.{number}"
-        self._ports = {METRICS_PORT: free_port(), WORKLOAD_PORT: free_port()}
+        self._ports = {port: free_port() for port in (METRICS_PORT, WORKLOAD_PORT, AGENTS_PORT)}
         self._starts = 0
-        self._go = self.dir / "go"
         self.workload = Workload(name, self._ports[WORKLOAD_PORT])
+        self._agents = Agents(name, self._ports[AGENTS_PORT])
         link = Link(stack.dir / "link", server=number == 1, address=self.address)
         environment = {
             "PYTHONPATH": ":".join(str(ROOT / folder) for folder in SOURCES),
@@ -118,30 +111,36 @@ class KernelNode:
         return GuestProcess(f"{name} in {self.name}", self.guest.spawn(argv, log=f"{name}-{self._starts}.log", env=env))
 
     def prepare(self) -> None:
-        """Make the devices; start keeper, workload, and the agent up to where it needs the control plane.
+        """Make the devices; start keeper, workload, and the process that starts agents: all but the agent itself.
 
-        What the agent imports takes a guest most of its start; meanwhile the control plane starts.
+        What an agent imports takes a guest most of the time; meanwhile the control plane starts.
         """
         self.guest.exec(["mkdir", "-p", str(RUN)]).check()
-        self.keeper = self._spawn("keeper", "-m", "vfio_agent.keeper", "--socket", str(KEEPER_SOCKET))
+        agents = self._spawn("agents", "-m", "devtools.kernel_agents", "--port", str(AGENTS_PORT))
+        self.start_keeper()
         self.guest.exec([sys.executable, "-E", "-S", str(WORKLOAD), "create", *self.devices]).check()
-        self.keeper.wait_for("ready")
-        self.agent = self._spawn("agent", "-c", WAITING_AGENT, self.guest.inside(self._go), env=self._settings())
         serve = ["devtools.kernel_workload", "--broker", str(BROKER_SOCKET), "--port", str(WORKLOAD_PORT)]
         self.marker = self._spawn("workload", "-m", *serve)
+        for process in (agents, self.marker):
+            process.wait_for("ready")
 
     def start(self) -> None:
-        """After `prepare`, and with a control plane: let the agent go on; returns once all serve."""
-        self._write_credentials()
-        self._go.touch()
+        """After `prepare`, and with a control plane: start the agent; returns once it has started."""
+        self._stack.agent_credentials(self.name, self.dir, self._stack.server_for_guests)
+        self.start_agent()
         self.agent.wait_for("agent started")
-        self.marker.wait_for("ready")
+
+    def start_keeper(self) -> None:
+        """Start the keeper, once the one before has ended; returns when it takes devices."""
+        self.keeper = self._spawn("keeper", "-m", "vfio_agent.keeper", "--socket", str(KEEPER_SOCKET))
+        self.keeper.wait_for("ready")
 
     def start_agent(self, **settings: str) -> GuestProcess:
-        """Start the agent again, with a new token; returns once it has started."""
-        self._write_credentials()
-        self.agent = self._spawn("agent", "-m", "vfio_agent", env=self._settings(**settings))
-        self.agent.wait_for("agent started")
+        """Start the agent, or another after that; returns at once."""
+        self._starts += 1
+        log = self.dir / f"agent-{self._starts}.log"
+        agent = self._agents.start(self._settings(**settings), log, self.guest.inside(log))
+        self.agent = GuestProcess(f"agent in {self.name}", agent)
         return self.agent
 
     def restart_agent(self) -> None:
@@ -155,9 +154,6 @@ class KernelNode:
         """The device nodes behind the fds that the keeper holds."""
         links = self.guest.exec(["find", f"/proc/{self.keeper.pid}/fd", "-type", "l", "-printf", "%l\\n"]).check()
         return {link for link in links.stdout.splitlines() if link.startswith(("/dev/vfio/", "/dev/iommu"))}
-
-    def _write_credentials(self) -> None:
-        self._stack.agent_credentials(self.name, self.dir, self._stack.server_for_guests)
 
     def _settings(self, **settings: str) -> dict[str, str]:
         """The agent's environment."""

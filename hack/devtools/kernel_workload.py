@@ -13,18 +13,21 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from devtools.mtty_trace import Arc, parse_driver_trace
 from devtools.mtty_workload import (
+    Armed,
     Fault,
     Mark,
     arm_fault,
+    armed_faults,
     disarm_faults,
     interrupt_line,
     read_mark,
+    release_held,
     set_interrupt_line,
     write_mark,
 )
@@ -90,13 +93,24 @@ class Workload:
         """Read it. Raises WorkloadError."""
         return int(self._ask({"op": "line", "device": address})["line"])
 
-    def arm_fault(self, old: int, new: int, fault: Fault, *, device: str = "", delay_ms: int = 0) -> None:
+    def arm_fault(
+        self, old: int, new: int, fault: Fault, *, device: str = "", delay_ms: int = 0, count: int = 1
+    ) -> None:
         """See `devtools.mtty_workload.arm_fault`."""
-        request = {"old": old, "new": new, "kind": fault.name, "device": device, "delay_ms": delay_ms}
-        self._ask({"op": "fault", **request})
+        options = {"device": device, "delay_ms": delay_ms, "count": count}
+        self._ask({"op": "fault", "old": old, "new": new, "kind": fault.name, **options})
+
+    def armed(self) -> list[Armed]:
+        """See `devtools.mtty_workload.armed_faults`."""
+        faults = self._ask({"op": "armed"})["faults"]
+        return [Armed(device, old, new, Fault(mode), left, hits) for device, old, new, mode, left, hits in faults]
+
+    def release(self) -> None:
+        """Let every arc that is held go on."""
+        self._ask({"op": "release"})
 
     def disarm(self) -> None:
-        """Let all arcs pass again."""
+        """Let all arcs pass again, and those that are held go on."""
         self._ask({"op": "disarm"})
 
     def arcs(self) -> list[Arc]:
@@ -157,8 +171,12 @@ class _Server:
                 with _opened(self._broker, request["device"]) as device:
                     return {"line": interrupt_line(device)}
             case "fault":
-                options = {key: request[key] for key in ("device", "delay_ms")}
+                options = {key: request[key] for key in ("device", "delay_ms", "count")}
                 arm_fault(request["old"], request["new"], Fault[request["kind"]], **options)
+            case "armed":
+                return {"faults": [astuple(fault) for fault in armed_faults()]}
+            case "release":
+                release_held()
             case "disarm":
                 disarm_faults()
             case "kernel log":

@@ -1,35 +1,112 @@
 /*
- * Inserted into mtty.c by mtty_patch.py. Fault injection by module parameters: the arc fault_from -> fault_to of
- * fault_device (empty: any device) is hit fault_count times.
+ * Inserted into mtty.c by mtty_patch.py. Faults on demand: each line written to the module parameter "fault",
+ *
+ *     DEVICE FROM TO MODE DELAY_MS COUNT
+ *
+ * (states and modes as numbers, "*" for any device) has the next COUNT arcs FROM -> TO of the device hit; "release" lets
+ * go on what is held; "clear" does so, too, and takes all faults back. Reading gives each fault with its hits so far.
+ *
+ * A held arc waits for the release. HOLD waits killably: a process that is killed meanwhile ends at once, and its arc
+ * fails with EINTR and is not taken. STUCK does not: such a process ends when the arc has been taken.
  */
-enum { FAULT_NONE, FAULT_FAIL, FAULT_ERROR, FAULT_DELAY };
+enum { FAULT_NONE, FAULT_FAIL, FAULT_ERROR, FAULT_DELAY, FAULT_HOLD, FAULT_STUCK };
+#define FAULTS 8
+struct mtty_fault {
+	char device[64];
+	int from, to, mode, delay, left, hits;
+};
+static struct mtty_fault faults[FAULTS];
+static int fault_releases;
 static DEFINE_MUTEX(fault_lock);
-static char fault_device[64];
-static int fault_from = -1, fault_to = -1, fault_mode, fault_delay_ms, fault_count;
-module_param_string(fault_device, fault_device, sizeof(fault_device), 0644);
-module_param(fault_from, int, 0644);
-module_param(fault_to, int, 0644);
-module_param(fault_mode, int, 0644);
-module_param(fault_delay_ms, int, 0644);
-module_param(fault_count, int, 0644);
+static DECLARE_WAIT_QUEUE_HEAD(fault_wait);
+
+static int fault_arm(const char *line)
+{
+	struct mtty_fault new = {};
+	int i;
+
+	if (sscanf(line, "%63s %d %d %d %d %d", new.device, &new.from, &new.to, &new.mode, &new.delay, &new.left) != 6)
+		return -EINVAL;
+	for (i = 0; i < FAULTS; i++) {
+		if (!faults[i].device[0]) {
+			faults[i] = new;
+			return 0;
+		}
+	}
+	return -ENOSPC;
+}
+
+static int fault_set(const char *line, const struct kernel_param *param)
+{
+	int ret = 0;
+
+	mutex_lock(&fault_lock);
+	if (sysfs_streq(line, "release") || sysfs_streq(line, "clear")) {
+		if (sysfs_streq(line, "clear"))
+			memset(faults, 0, sizeof(faults));
+		WRITE_ONCE(fault_releases, fault_releases + 1);
+		wake_up_all(&fault_wait);
+	} else {
+		ret = fault_arm(line);
+	}
+	mutex_unlock(&fault_lock);
+	return ret;
+}
+
+static int fault_get(char *text, const struct kernel_param *param)
+{
+	int i, length = 0;
+
+	mutex_lock(&fault_lock);
+	for (i = 0; i < FAULTS; i++) {
+		struct mtty_fault *f = &faults[i];
+
+		if (f->device[0])
+			length += scnprintf(text + length, PAGE_SIZE - length, "%s %d %d %d %d %d\n",
+					    f->device, f->from, f->to, f->mode, f->left, f->hits);
+	}
+	mutex_unlock(&fault_lock);
+	return length;
+}
+
+static const struct kernel_param_ops fault_ops = { .set = fault_set, .get = fault_get };
+module_param_cb(fault, &fault_ops, NULL, 0644);
 
 static int mtty_fault(struct mdev_state *mdev_state, enum vfio_device_mig_state cur,
 		      enum vfio_device_mig_state new)
 {
-	int mode = FAULT_NONE, delay = 0;
+	int i, releases, mode = FAULT_NONE, delay = 0;
 
 	mutex_lock(&fault_lock);
-	if (fault_count > 0 && cur == fault_from && new == fault_to &&
-	    (!fault_device[0] || !strcmp(fault_device, dev_name(mdev_state->vdev.dev)))) {
-		fault_count--;
-		mode = fault_mode;
-		delay = fault_delay_ms;
+	releases = fault_releases;
+	for (i = 0; i < FAULTS && mode == FAULT_NONE; i++) {
+		struct mtty_fault *f = &faults[i];
+
+		if (f->left <= 0 || cur != f->from || new != f->to ||
+		    (strcmp(f->device, "*") && strcmp(f->device, dev_name(mdev_state->vdev.dev))))
+			continue;
+		f->left--;
+		f->hits++;
+		mode = f->mode;
+		delay = f->delay;
 	}
 	mutex_unlock(&fault_lock);
 
-	if (delay)
-		msleep(delay);
-	if (mode == FAULT_ERROR)
+	switch (mode) {
+	case FAULT_FAIL:
+		return -EIO;
+	case FAULT_ERROR:
 		mdev_state->state = VFIO_DEVICE_STATE_ERROR;
-	return mode == FAULT_FAIL || mode == FAULT_ERROR ? -EIO : 0;
+		return -EIO;
+	case FAULT_DELAY:
+		msleep(delay);
+		return 0;
+	case FAULT_HOLD:
+		return wait_event_killable(fault_wait, READ_ONCE(fault_releases) != releases) ? -EINTR : 0;
+	case FAULT_STUCK:
+		wait_event(fault_wait, READ_ONCE(fault_releases) != releases);
+		return 0;
+	default:
+		return 0;
+	}
 }

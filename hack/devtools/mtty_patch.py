@@ -3,9 +3,10 @@ arcs.
 
 The stock driver never fails an arc of its own and logs an arc only before it is tried. The patched one
 
-* fails an arc once, or as often as asked, by writable module parameters (see
+* fails, delays or holds an arc once, or as often as asked, by a writable module parameter (see
 `devtools.mtty_workload.arm_fault`);
-* logs which arcs failed, and every reset that changed the state (see `devtools.mtty_trace`).
+* logs when each arc ended, which ones failed and what state that left, and every reset that changed the state (see
+`devtools.mtty_trace`).
 """
 
 from __future__ import annotations
@@ -16,14 +17,24 @@ FAULT = Path(__file__).with_name("mtty_fault.c")
 
 STEP = "static struct file *mtty_step_state(struct mdev_state *mdev_state,"
 STEP_LOG = '\tdev_dbg(mdev_state->vdev.dev, "%s: %d -> %d\\n", __func__, cur, new);\n'
-STEP_FAULT = "\n\tif (mtty_fault(mdev_state, cur, new))\n\t\treturn ERR_PTR(-EIO);\n"
-STEP_CALL = "\t\tret = mtty_step_state(mdev_state, next_state);\n\t\tif (IS_ERR(ret))\n\t\t\tbreak;\n"
+STEP_FAULT = """
+	int fault = mtty_fault(mdev_state, cur, new);
+	if (fault)
+		return ERR_PTR(fault);
+"""
+STEP_CALL = (
+    "\t\tret = mtty_step_state(mdev_state, next_state);\n\t\tif (IS_ERR(ret))\n\t\t\tbreak;\n\n"
+    "\t\tmdev_state->state = next_state;\n"
+)
 STEP_CALL_LOGGED = """\
 		ret = mtty_step_state(mdev_state, next_state);
 		if (IS_ERR(ret)) {
-			dev_info(vdev->dev, "mtty_step_state: failed %ld\\n", PTR_ERR(ret));
+			dev_info(vdev->dev, "mtty_step_state: failed %ld in %d\\n", PTR_ERR(ret), mdev_state->state);
 			break;
 		}
+
+		mdev_state->state = next_state;
+		dev_info(vdev->dev, "mtty_step_state: done\\n");
 """
 RESET = "\t\tmdev_state->state = VFIO_DEVICE_STATE_RUNNING;\n\t\tmtty_disable_files(mdev_state);\n"
 RESET_LOGGED = (
@@ -34,7 +45,7 @@ RESET_LOGGED = (
 INCLUDE = "#include <linux/anon_inodes.h>\n"
 
 CHANGES = (
-    (INCLUDE, INCLUDE + "#include <linux/delay.h>\n"),
+    (INCLUDE, INCLUDE + "#include <linux/delay.h>\n#include <linux/moduleparam.h>\n#include <linux/wait.h>\n"),
     (RESET, RESET_LOGGED),
     (STEP, FAULT.read_text() + "\n" + STEP),
     (STEP_LOG, STEP_LOG + STEP_FAULT),

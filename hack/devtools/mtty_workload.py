@@ -20,7 +20,8 @@ from pathlib import Path
 
 TYPES = Path("/sys/class/mdev_bus/mtty/mdev_supported_types")
 DEVICES = Path("/sys/bus/mdev/devices")
-PARAMETERS = Path("/sys/module/mtty/parameters")
+FAULTS = Path("/sys/module/mtty/parameters/fault")
+"""See mtty_fault.c."""
 
 # linux/vfio.h: _IO(';', 100 + n) and the structures that go with them.
 GET_REGION_INFO = 0x3B << 8 | 108
@@ -55,6 +56,10 @@ class Fault(IntEnum):
     """Fail with EIO; the device is in ERROR."""
     DELAY = 3
     """Take the arc after the delay."""
+    HOLD = 4
+    """Take the arc when released; if the process is killed before, fail with EINTR, and the device stays."""
+    STUCK = 5
+    """Take the arc when released; a process that is killed before does not end until then."""
 
 
 @dataclass(frozen=True)
@@ -135,20 +140,45 @@ def region_offset(device: int, index: int) -> int:
     return int(offset)
 
 
+@dataclass(frozen=True)
+class Armed:
+    """A fault as the driver has it: how many arcs it hits yet, and has hit."""
+
+    device: str
+    old: int
+    new: int
+    fault: Fault
+    left: int
+    hits: int
+
+
 def arm_fault(old: int, new: int, fault: Fault, *, device: str = "", delay_ms: int = 0, count: int = 1) -> None:
     """Have the next ``count`` arcs old -> new of a device, or any, hit.
 
-    States are numbers of ``enum vfio_device_mig_state``. Arming another fault replaces this one.
+    States are numbers of ``enum vfio_device_mig_state``. Faults add up, to eight at most; of two for the same arc the
+    first is used up first. Raises ``OSError``.
     """
-    (PARAMETERS / "fault_count").write_text("0")
-    values = {"device": device, "from": old, "to": new, "mode": fault.value, "delay_ms": delay_ms}
-    for name, value in (values | {"count": count}).items():
-        (PARAMETERS / f"fault_{name}").write_text(str(value))
+    FAULTS.write_text(f"{device or '*'} {int(old)} {int(new)} {fault.value} {delay_ms} {count}")
+
+
+def armed_faults() -> list[Armed]:
+    """All faults since the last `disarm_faults`, also those used up."""
+    armed = []
+    for line in FAULTS.read_text().splitlines():
+        device, *numbers = line.split()
+        old, new, mode, left, hits = map(int, numbers)
+        armed.append(Armed(device, old, new, Fault(mode), left, hits))
+    return armed
+
+
+def release_held() -> None:
+    """Let every arc that is held go on."""
+    FAULTS.write_text("release")
 
 
 def disarm_faults() -> None:
-    """Let all arcs pass again."""
-    (PARAMETERS / "fault_count").write_text("0")
+    """Let all arcs pass again, and those that are held go on."""
+    FAULTS.write_text("clear")
 
 
 def kernel_log() -> str:
