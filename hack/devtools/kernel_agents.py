@@ -138,8 +138,9 @@ def _become_agent(env: Mapping[str, str], log: str, connections: tuple[socket.so
 
 def serve(port: int) -> None:
     """Answer requests on all addresses, until killed."""
-    import vfio_agent.__main__  # noqa: F401 - what takes long, once for all
     from kubernetes.aio import client
+
+    import vfio_agent.__main__  # noqa: F401 - what takes long, once for all
 
     for name in ("CoreV1Api", "CoordinationV1Api", "CustomObjectsApi"):  # imported when first looked at
         getattr(client, name)
