@@ -2,7 +2,8 @@
 
 Imports take an emulated machine ten seconds and more, and a test of agents that are killed starts many. `serve` runs
 inside the guest: it is the parent of every agent there, forks them and sends them signals, as the host asks; `Agents`
-is its caller on the host. What is forked goes through the agent's own `main`, with its own environment, log and process group.
+is its caller on the host. What is forked goes through the agent's own `main`, with its own environment, log and
+process group.
 """
 
 import argparse

@@ -66,10 +66,14 @@ class GuestProcess:
         if self.running:
             self._job.signal(number)
 
+    def wait(self, timeout: float) -> int:
+        """The exit code, once it has ended."""
+        return self._job.wait(timeout)
+
     def kill(self) -> None:
         """SIGKILL, and wait."""
         self.signal(signal.SIGKILL)
-        self._job.wait(10)
+        self.wait(10)
 
     def stop(self, timeout: float = 15) -> int:
         """SIGTERM, and wait; returns the exit code."""
@@ -150,6 +154,10 @@ class KernelNode:
         for text in ('"connected"', *self.devices):
             self.agent.wait_for(text)
 
+    def journal(self) -> str:
+        """What the agent has recorded of its sessions."""
+        return self.guest.exec(["sh", "-c", f"cat {RUN}/*/sessions/*.json"]).stdout
+
     def opened(self) -> set[str]:
         """The device nodes behind the fds that the keeper holds."""
         links = self.guest.exec(["find", f"/proc/{self.keeper.pid}/fd", "-type", "l", "-printf", "%l\\n"]).check()
@@ -191,6 +199,7 @@ class KernelStack(Stack):
     """`Stack` whose nodes are two guests, each with `devices` mediated devices. Starts everything when entered."""
 
     nodes: dict[str, KernelNode]  # type: ignore[assignment]  # not simulated, otherwise alike
+    operator: Child
 
     def __init__(self, devices: int = 2, *, operator: bool = True, path: str = "auto"):
         """See the class; without `operator` none is started. path: how agents open devices (their KERNEL_PATH).
@@ -200,7 +209,7 @@ class KernelStack(Stack):
         kernel_artefacts()
         ensure_qemu()
         super().__init__(NODES, tls_sans=[HOST])
-        self._devices, self._operator = devices, operator
+        self._devices, self._with_operator = devices, operator
         self.path = path
 
     @property
@@ -214,7 +223,7 @@ class KernelStack(Stack):
             with ThreadPoolExecutor(len(self.nodes)) as pool:
                 preparing = [pool.submit(node.prepare) for node in self.nodes.values()]
                 super().__enter__()
-                if self._operator:
+                if self._with_operator:
                     self.start_operator()  # by this thread: a child does not outlive the thread that started it
                 for prepared in preparing:
                     prepared.result()
@@ -235,7 +244,10 @@ class KernelStack(Stack):
         self, name: str = "operator-0", *, module: str = "vfio_operator", server: str = "", **settings: str
     ) -> Child:
         """`Stack.start_operator`, with the address at which guests find it."""
-        return super().start_operator(name, module=module, server=server, **{"ADVERTISE_HOST": HOST, **settings})
+        self.operator = super().start_operator(
+            name, module=module, server=server, **{"ADVERTISE_HOST": HOST, **settings}
+        )
+        return self.operator
 
     def restart_agents(self, path: str) -> None:
         """Kill all agents and start others that open devices by `path`; what the keepers hold stays as it is open."""

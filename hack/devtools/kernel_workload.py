@@ -113,9 +113,13 @@ class Workload:
         """Let all arcs pass again, and those that are held go on."""
         self._ask({"op": "disarm"})
 
+    def log(self) -> str:
+        """What the guest's kernel has logged since the last call."""
+        return str(self._ask({"op": "kernel log"})["text"])
+
     def arcs(self) -> list[Arc]:
         """The arcs of every device of the guest since the last call, as the driver logged them."""
-        return parse_driver_trace(str(self._ask({"op": "kernel log"})["text"]))
+        return parse_driver_trace(self.log())
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         with socket.create_connection(("127.0.0.1", self.port), REQUEST_SECONDS) as sock:

@@ -1,5 +1,6 @@
 """What the kernel tests found by each way of opening devices, side by side."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 
@@ -9,6 +10,7 @@ class Figures:
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, str]] = {}
         self._notes: list[str] = []
+        self._cases: dict[str, dict[str, dict[str, str]]] = {}
 
     def note(self, text: str) -> None:
         """Say something of the whole session."""
@@ -22,6 +24,16 @@ class Figures:
         """A result that must not depend on the way: AssertionError if another way gave another."""
         self.measured(path, name, figure)
         assert set(self._rows[name].values()) == {figure}, f"{name} differs by the way: {self._rows[name]}"
+
+    def case(self, path: str, name: str, case: str, outcome: str) -> None:
+        """One of many results that make up a row: AssertionError if another way gave another for this case."""
+        ways = self._cases.setdefault(name, {})
+        ways.setdefault(path, {})[case] = outcome
+        assert {way[case] for way in ways.values() if case in way} == {outcome}, f"{name}, {case}: {ways}"
+        counts = Counter(ways[path].values())
+        self.measured(
+            path, name, f"{counts.total()}: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
+        )
 
     def table(self, paths: Sequence[str]) -> Iterator[str]:
         """The notes, then the table, as lines."""

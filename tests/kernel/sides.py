@@ -76,6 +76,11 @@ def sides(stack: KernelStack, indexes: Sequence[int] = MOVING) -> tuple[Side, Si
 
 def migrate(stack: KernelStack, source: Side, target: Side, **spec: Any) -> Json:
     """Apply a migration of all devices and wait until it is finished; returns the object."""
+    return finished(stack, apply(stack, source, target, **spec))
+
+
+def apply(stack: KernelStack, source: Side, target: Side, **spec: Any) -> str:
+    """Apply a migration of all devices; returns its name."""
     stack.settled(source.ends, target.ends)
     name = f"kernel-{next(_names)}"
     spec.setdefault("strategy", {"downtimeLimitMilliseconds": DOWNTIME_LIMIT_MS})
@@ -84,7 +89,12 @@ def migrate(stack: KernelStack, source: Side, target: Side, **spec: Any) -> Json
         for number, (old, new) in enumerate(zip(source.devices, target.devices, strict=True))
     ]
     stack.kubectl("create", "-f", "-", input=json.dumps(migration(name, pairs, **spec)))
-    stack.kubectl("wait", "--for=condition=Finished", f"vfm/{name}", "--timeout=60s")
+    return name
+
+
+def finished(stack: KernelStack, name: str) -> Json:
+    """Wait until the migration is finished; returns the object."""
+    stack.kubectl("wait", "--for=condition=Finished", f"vfm/{name}", "--timeout=90s")
     return stack.get("vfm", name)
 
 
