@@ -16,6 +16,7 @@ from devtools.kernel_stack import KernelStack
 from devtools.mtty_patch import PatchError
 from kernel.figures import Figures
 from kernel.sides import PATHS
+from kernel.trial import Trial
 
 DEVICES = 5
 """For each node: two that migrate, one for what is asked of a single device, two that are lost."""
@@ -69,6 +70,12 @@ def stack(session_stack: KernelStack, path: str, request: pytest.FixtureRequest)
     yield session_stack
     for name, text in session_stack.logs().items():
         request.node.add_report_section("teardown", name, text)
+
+
+@pytest.fixture
+def trial(stack: KernelStack, figures: Figures, path: str) -> Trial:
+    """A migration that is about to go wrong."""
+    return Trial(stack, figures, path)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from devtools.kernel_stack import KernelStack
 from devtools.mtty_trace import Outcome
 from devtools.mtty_workload import Fault
-from kernel.figures import Figures
 from kernel.trial import COMPLETED, ROLLED_BACK, State, Trial, assert_told
 
 KILLS = "agents killed at"
@@ -43,11 +41,6 @@ POINTS = {
 STUCK = ("barrier B", "before the vote", "barrier D")
 """Where the killed agent's arc cannot be interrupted: it ends after the next agent was started."""
 SIDES = ("source", "target")
-
-
-@pytest.fixture
-def trial(stack: KernelStack, figures: Figures, path: str) -> Trial:
-    return Trial(stack, figures, path)
 
 
 def end(trial: Trial, case: str, expected: str) -> None:

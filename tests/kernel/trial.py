@@ -93,6 +93,15 @@ class Trial:
         """Start a side's agent, whose end is behind us; returns once the operator has its word."""
         self.node(role).start_agent().wait_for('"connected"')
 
+    def kill_both(self, role: str, *, restart: bool = True) -> None:
+        """Kill a side's agent and its keeper, so that every device there is closed; start others."""
+        node = self.node(role)
+        node.agent.kill()
+        node.keeper.kill()
+        node.start_keeper()
+        if restart:
+            self.restart(role)
+
     def finished(self) -> Json:
         """Wait for the end."""
         return finished(self.stack, self.name)
@@ -103,10 +112,11 @@ class Trial:
         assert armed
         assert not [fault for fault in armed if fault.left], armed
 
-    def judged(self, found: Json, lost: Sequence[str] = ()) -> str:
+    def judged(self, found: Json, lost: Sequence[str] = (), *, closed: bool = False) -> str:
         """Where the workload is now: on exactly one side with its marks, by the driver's log. Returns the outcome.
 
-        lost: source devices that were in ERROR, whose state a reset has erased.
+        lost: source devices that were in ERROR, whose state a reset has erased. closed: targets were closed, and not
+        reset before.
         """
         status = found["status"]
         if condition(found, "Succeeded")["status"] == "True":
@@ -121,11 +131,20 @@ class Trial:
         verdict = self._verdict()
         assert verdict.at_source, verdict
         assert verdict.lost() == list(lost), verdict
-        assert not [name for name, device in verdict.targets.items() if device.ran or device.loaded], verdict
+        left = [name for name, device in verdict.targets.items() if device.ran or (device.loaded and not closed)]
+        assert not left, verdict
         read = self.source.read()
         kept = [number for number, device in enumerate(self.source.devices) if device not in lost]
         assert [read[number] for number in kept] == [self.marks[number] for number in kept]
         return LOST if lost else ROLLED_BACK
+
+    def judged_lost(self, found: Json) -> None:
+        """A state was lost on one side: the migration failed, the workload runs on neither, and nothing is held."""
+        assert found["status"]["phase"] == "Failed", found["status"]
+        self.stack.settled([], [*self.source.ends, *self.target.ends])
+        verdict = self._verdict()
+        assert not verdict.at_source, verdict
+        assert not verdict.at_target, verdict
 
     def _verdict(self) -> Verdict:
         return judge(self.source.devices, self.arcs("source"), self.target.devices, self.arcs("target"))
