@@ -100,7 +100,7 @@ def test_arc_fails(trial: Trial, case: Case, fault: Fault) -> None:
 
 
 def words(trial: Trial, case: Case, fault: Fault, expected: str) -> list[str]:
-    """What the message must have: the device, the arc, the errno and where it is now; what began it, unless it is lost."""
+    """What the message must have: device, arc, errno and where it is now; of what began it, unless a state was lost."""
     if expected == LOST:
         return ["tty1", trial.device(case.role, 1)]
     role, arc, index = case.turned or (case.role, case.arc, 1)
