@@ -154,6 +154,13 @@ class KernelNode:
         for text in ('"connected"', *self.devices):
             self.agent.wait_for(text)
 
+    def revive(self) -> None:
+        """Start keeper and agent again if they have ended; returns once the agent is connected."""
+        if not self.keeper.running:
+            self.start_keeper()
+        if not self.agent.running:
+            self.start_agent().wait_for('"connected"')
+
     def journal(self) -> str:
         """What the agent has recorded of its sessions."""
         return self.guest.exec(["sh", "-c", f"cat {RUN}/*/sessions/*.json"]).stdout

@@ -18,8 +18,8 @@ from kernel.figures import Figures
 from kernel.sides import PATHS
 from kernel.trial import Trial
 
-DEVICES = 5
-"""For each node: two that migrate, one for what is asked of a single device, two that are lost."""
+DEVICES = 3
+"""For each node: two that migrate, and one for what is asked of a single device."""
 _FIGURES = pytest.StashKey[Figures]()
 
 
@@ -63,11 +63,16 @@ def path(session_stack: KernelStack, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def stack(session_stack: KernelStack, path: str, request: pytest.FixtureRequest) -> Iterator[KernelStack]:
-    """The stack, with no fault armed and nothing unread in the drivers' logs; a failed test shows all logs."""
+    """The stack, with no fault armed and nothing unread in the drivers' logs; a failed test shows all logs.
+
+    What a test has armed, held or killed is nobody else's affair, also if it fails.
+    """
     for node in session_stack.nodes.values():
-        node.workload.disarm()
         node.workload.arcs()
     yield session_stack
+    for node in session_stack.nodes.values():
+        node.workload.disarm()
+        node.revive()
     for name, text in session_stack.logs().items():
         request.node.add_report_section("teardown", name, text)
 

@@ -11,6 +11,8 @@ class Figures:
         self._rows: dict[str, dict[str, str]] = {}
         self._notes: list[str] = []
         self._cases: dict[str, dict[str, dict[str, str]]] = {}
+        self._tried: Counter[tuple[str, str]] = Counter()
+        self._done: Counter[tuple[str, str]] = Counter()
 
     def note(self, text: str) -> None:
         """Say something of the whole session."""
@@ -25,15 +27,25 @@ class Figures:
         self.measured(path, name, figure)
         assert set(self._rows[name].values()) == {figure}, f"{name} differs by the way: {self._rows[name]}"
 
-    def case(self, path: str, name: str, case: str, outcome: str) -> None:
-        """One of many results that make up a row: AssertionError if another way gave another for this case."""
+    def case(self, path: str, name: str, case: str, outcome: str, *, same: bool = True) -> None:
+        """One of many results that make up a row. AssertionError if it must be the `same` by any way, and is not."""
         ways = self._cases.setdefault(name, {})
         ways.setdefault(path, {})[case] = outcome
-        assert {way[case] for way in ways.values() if case in way} == {outcome}, f"{name}, {case}: {ways}"
+        found = {way[case] for way in ways.values() if case in way}
+        assert not same or found == {outcome}, f"{name}, {case}: {ways}"
         counts = Counter(ways[path].values())
-        self.measured(
-            path, name, f"{counts.total()}: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
-        )
+        outcomes = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+        self.measured(path, name, f"{counts.total()}: {outcomes}")
+
+    def tried(self, path: str, name: str) -> None:
+        """One more of those that `done` counts the successes of."""
+        self._tried[path, name] += 1
+        self.measured(path, name, f"{self._done[path, name]} of {self._tried[path, name]}")
+
+    def done(self, path: str, name: str) -> None:
+        """One of them succeeded."""
+        self._done[path, name] += 1
+        self.measured(path, name, f"{self._done[path, name]} of {self._tried[path, name]}")
 
     def table(self, paths: Sequence[str]) -> Iterator[str]:
         """The notes, then the table, as lines."""

@@ -17,7 +17,7 @@ from devtools.stack import Json, migration
 
 PATHS = ("group", "cdev")
 """How the agents open devices: the legacy group and container, or the device's own node and iommufd."""
-MOVING, SINGLE, LOST = (0, 1), 2, (3, 4)  # which of a node's devices are for what
+MOVING, SINGLE = (0, 1), 2  # which of a node's devices are for what
 DOWNTIME_LIMIT_MS = 1000
 """Little enough for a forecast that locks a migration out to show; guests are emulated, so no more is asked of them."""
 
@@ -140,18 +140,3 @@ def assert_target(arcs: Sequence[Arc], side: Side, left: Collection[str] = ("STO
     assert {arc.outcome for arc in moved} == {Outcome.TAKEN}
     started = [arc for arc in moved if (arc.old, arc.new) in (("STOP", "RUNNING_P2P"), ("RUNNING_P2P", "RUNNING"))]
     assert_barrier(started, side, "RUNNING_P2P", "RUNNING")
-
-
-def assert_rolled_back(stack: KernelStack, source: Side, target: Side, marks: list[Marks], found: Json) -> None:
-    """The sources run with their marks, having been let go behind the barrier; the targets are blank and free."""
-    assert found["status"]["phase"] == "Failed"
-    assert condition(found, "Succeeded")["status"] == "False"
-    stack.settled(source.ends, target.ends)
-    arcs = source.arcs()
-    assert [states(arcs, device)[-1] for device in source.devices] == ["RUNNING"] * len(source.devices)
-    assert_barrier(arcs, source, "RUNNING_P2P", "RUNNING")
-    assert source.read() == marks
-    blanked = target.arcs()
-    for device in target.devices:
-        last = [arc for arc in blanked if arc.device == device][-1]
-        assert (last.new, last.outcome) == ("RUNNING", Outcome.RESET)

@@ -89,14 +89,14 @@ def test_arc_fails(trial: Trial, case: Case, fault: Fault) -> None:
     trial.assert_fired()
     expected, reason = case.fails if fault is Fault.FAIL else case.errs
     if (expected, reason) == LOST_THERE:
-        trial.judged_lost(found)
+        trial.judged_lost(found, kept=[0])
     else:
         lost = [trial.device("source", 1)] if expected == LOST else []
         assert trial.judged(found, lost) == expected, found["status"]
     if reason:
         assert_told(found, reason, *words(trial, case, fault, expected))
     trial.outcome(ROWS[fault], case.name, expected)
-    trial.assert_usable(f"{case.name}: {fault.name}")
+    trial.assert_usable()
 
 
 def words(trial: Trial, case: Case, fault: Fault, expected: str) -> list[str]:

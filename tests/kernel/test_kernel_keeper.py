@@ -37,7 +37,7 @@ def test_keeper_killed_and_then_its_agent(trial: Trial, name: str, killed: str) 
     found = trial.finished()
     assert trial.judged(found) == POINTS[name].ends, found["status"]
     trial.outcome(KEEPERS, f"{name}, {killed}", POINTS[name].ends)
-    trial.assert_usable(f"keeper, {name}, {killed}")
+    trial.assert_usable()
 
 
 @pytest.mark.parametrize("killed", SIDES)
@@ -53,7 +53,7 @@ def test_keeper_killed_alone(trial: Trial, killed: str) -> None:
     if killed == "target":
         node.agent.wait_for(MENDED)  # a source holds nothing any more
     trial.outcome("keeper killed", f"barrier B, {killed}", COMPLETED)
-    trial.assert_usable(f"keeper alone, {killed}")
+    trial.assert_usable()
 
 
 @pytest.mark.parametrize("killed", SIDES)
@@ -72,7 +72,7 @@ def test_agent_and_keeper_killed_before_the_vote(trial: Trial, killed: str) -> N
         outcome = trial.judged(found, closed=True)
         assert outcome == ROLLED_BACK, found["status"]
     trial.outcome(BOTH, f"before the vote, {killed}", outcome)
-    trial.assert_usable(f"agent and keeper before the vote, {killed}")
+    trial.assert_usable()
 
 
 def test_agent_and_keeper_killed_after_the_vote(trial: Trial) -> None:
@@ -89,8 +89,8 @@ def test_agent_and_keeper_killed_after_the_vote(trial: Trial) -> None:
     trial.restart("target")
     found = trial.finished()
     outcome = trial.judged(found, closed=True)
-    trial.outcome(BOTH, "after the vote, target", outcome)
-    trial.assert_usable("agent and keeper after the vote, target")
+    trial.outcome(BOTH, "after the vote, target", outcome, same=False)
+    trial.assert_usable()
 
 
 @pytest.mark.parametrize("killed", SIDES)
@@ -108,4 +108,4 @@ def test_agent_and_keeper_killed_after_commit(trial: Trial, killed: str) -> None
         trial.judged_lost(found)
         outcome = LOST
     trial.outcome(BOTH, f"after Commit, {killed}", outcome)
-    trial.assert_usable(f"agent and keeper after Commit, {killed}")
+    trial.assert_usable()

@@ -15,16 +15,13 @@ from devtools.mtty_trace import Arc, Outcome
 from devtools.mtty_workload import Fault
 from kernel.figures import Figures
 from kernel.sides import (
-    LOST,
     MOVING,
     Side,
-    assert_rolled_back,
     assert_source,
     assert_target,
     condition,
     migrate,
     sides,
-    states,
 )
 from vfio_api.device import DeviceState
 
@@ -108,60 +105,6 @@ def test_barriers_wait_for_the_slowest_device(stack: KernelStack) -> None:
         assert len(passed) == len(MOVING)
         assert min(passed) >= ended
     assert target.read() == marks
-
-
-def test_source_arc_that_fails_rolls_back(stack: KernelStack) -> None:
-    source, target = sides(stack)
-    marks = source.mark(70)
-    broken = source.devices[1]
-    source.node.workload.arm_fault(DeviceState.PRE_COPY_P2P, DeviceState.STOP_COPY, Fault.FAIL, device=broken)
-    found = migrate(stack, source, target)
-    succeeded = condition(found, "Succeeded")
-    assert succeeded["reason"] == "ArcFailed"
-    for part in ("tty1", broken, "PRE_COPY_P2P -> STOP_COPY", "[Errno 5]"):
-        assert part in succeeded["message"]
-    assert_rolled_back(stack, source, target, marks, found)
-
-
-def test_state_refused_by_a_target_leaves_the_source_running(stack: KernelStack) -> None:
-    source, target = sides(stack)
-    marks = source.mark(80)
-    broken = target.devices[0]
-    target.node.workload.arm_fault(DeviceState.RESUMING, DeviceState.STOP, Fault.FAIL, device=broken)
-    found = migrate(stack, source, target)
-    succeeded = condition(found, "Succeeded")
-    assert succeeded["reason"] == "StateRefused"
-    for part in ("tty0", broken, "RESUMING -> STOP", "[Errno 5]"):
-        assert part in succeeded["message"]
-    assert_rolled_back(stack, source, target, marks, found)
-
-
-def test_after_failures_the_same_devices_migrate(stack: KernelStack) -> None:
-    source, target = sides(stack)
-    marks = source.mark(90)
-    found = migrate(stack, source, target)
-    assert found["status"]["phase"] == "Succeeded", found["status"]
-    assert target.read() == marks
-
-
-def test_source_in_error_ends_as_state_lost(stack: KernelStack) -> None:
-    source, target = sides(stack, LOST)
-    marks = source.mark(100)
-    broken, peer = source.devices
-    source.node.workload.arm_fault(DeviceState.PRE_COPY_P2P, DeviceState.STOP_COPY, Fault.ERROR, device=broken)
-    found = migrate(stack, source, target)
-    succeeded = condition(found, "Succeeded")
-    assert (succeeded["status"], succeeded["reason"]) == ("False", "SourceStateLost")
-    assert broken in succeeded["message"]
-    stack.settled(source.ends, target.ends)
-    arcs = source.arcs()
-    way_back = [(arc.device, arc.new, arc.outcome) for arc in arcs]
-    quiet = way_back.index((peer, "RUNNING_P2P", Outcome.TAKEN))
-    assert quiet < way_back.index((broken, "RUNNING", Outcome.RESET))  # its peer could not reach it then
-    assert states(arcs, peer)[-1] == "RUNNING"
-    assert source.node.workload.read(peer) == marks[1]
-    for arc in target.arcs():  # what was half loaded never ran
-        assert (arc.old, arc.new) not in (("STOP", "RUNNING_P2P"), ("RUNNING_P2P", "RUNNING"))
 
 
 def test_config_registers_come_along(stack: KernelStack, path: str, figures: Figures) -> None:

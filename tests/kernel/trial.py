@@ -29,6 +29,7 @@ class Trial:
         self.source, self.target = sides(stack)
         self.marks = self.source.mark(next(_salts))
         self.target.arcs()
+        figures.tried(path, USABLE)
         self.name = ""
         self._logs = {node.name: "" for node in stack.nodes.values()}
 
@@ -131,25 +132,37 @@ class Trial:
         verdict = self._verdict()
         assert verdict.at_source, verdict
         assert verdict.lost() == list(lost), verdict
-        left = [name for name, device in verdict.targets.items() if device.ran or (device.loaded and not closed)]
-        assert not left, verdict
+        assert not [name for name, device in verdict.targets.items() if device.ran], verdict
+        if not closed:  # blank again, by a reset
+            blank = [(device.state, device.loaded) == ("RUNNING", False) for device in verdict.targets.values()]
+            assert all(blank), verdict
         read = self.source.read()
         kept = [number for number, device in enumerate(self.source.devices) if device not in lost]
         assert [read[number] for number in kept] == [self.marks[number] for number in kept]
         return LOST if lost else ROLLED_BACK
 
-    def judged_lost(self, found: Json) -> None:
-        """A state was lost on one side: the migration failed, the workload runs on neither, and nothing is held."""
+    def judged_lost(self, found: Json, kept: Sequence[int] = ()) -> None:
+        """A state was lost for good, and no source runs again; of the target, only the devices `kept` run, with marks.
+
+        All others are free.
+        """
         assert found["status"]["phase"] == "Failed", found["status"]
-        self.stack.settled([], [*self.source.ends, *self.target.ends])
+        running = [end for number, end in enumerate(self.target.ends) if number in kept]
+        ends = (*self.source.ends, *self.target.ends)
+        self.stack.settled(running, [end for end in ends if end not in running])
         verdict = self._verdict()
-        assert not verdict.at_source, verdict
-        assert not verdict.at_target, verdict
+        assert not [name for name, device in verdict.sources.items() if device.back or device.state == "RUNNING"], (
+            verdict
+        )
+        for number in kept:
+            device = verdict.targets[self.target.devices[number]]
+            assert (device.state, device.loaded, device.ran) == ("RUNNING", True, True), verdict
+            assert self.target.node.workload.read(self.target.devices[number]) == self.marks[number]
 
     def _verdict(self) -> Verdict:
         return judge(self.source.devices, self.arcs("source"), self.target.devices, self.arcs("target"))
 
-    def assert_usable(self, case: str) -> None:
+    def assert_usable(self) -> None:
         """The same devices migrate, in the direction that is theirs now, and carry new marks."""
         source, target = sides(self.stack)
         marks = source.mark(next(_salts))
@@ -159,11 +172,11 @@ class Trial:
         assert_source(source.arcs(), source)
         assert_target(target.arcs(), target, STATES)  # what is closed by a kill is left where it was
         assert target.read() == marks
-        self._figures.case(self._path, USABLE, case, "migrated again")
+        self._figures.done(self._path, USABLE)
 
-    def outcome(self, row: str, case: str, outcome: str) -> None:
-        """Note it for the summary."""
-        self._figures.case(self._path, row, case, outcome)
+    def outcome(self, row: str, case: str, outcome: str, *, same: bool = True) -> None:
+        """Note it for the summary; it must be the same by both ways, unless it is a race which of two it is."""
+        self._figures.case(self._path, row, case, outcome, same=same)
 
 
 def assert_told(found: Json, reason: str, *parts: str) -> None:
