@@ -19,6 +19,7 @@ import structlog
 from vfio_agent.advice import advice
 from vfio_agent.datatls import check_pin, cut
 from vfio_agent.devices.protocol import DataStream
+from vfio_agent.door import Door, Stranger
 from vfio_agent.frames import (
     HEADER,
     PREAMBLE,
@@ -36,6 +37,7 @@ HANDSHAKE_SECONDS = 10.0
 STALL_SECONDS = 60.0
 ACCEPT_RETRY_SECONDS = 0.1
 DEAD_PEER_MILLISECONDS = 30_000
+STRANGERS = 512
 _Buffer = TypeVar("_Buffer", bytearray, memoryview)
 
 
@@ -70,7 +72,7 @@ class DataServer:
         self._listener = socket.create_server((host, port), backlog=256)
         self._expected: dict[str, Expected] = {}
         self._lock = threading.Lock()
-        self._threads = threading.BoundedSemaphore(512)
+        self._door = Door(STRANGERS)  # who is known takes no place: there is one stream for each device
         self._closed = False
         self._thread = threading.Thread(target=self._accept, name="data-accept", daemon=True)
         self._thread.start()
@@ -114,45 +116,49 @@ class DataServer:
                 log.warning("data connection not accepted", error=str(error))
                 time.sleep(ACCEPT_RETRY_SECONDS)  # out of descriptors, most likely: they come back
                 continue
-            if not self._threads.acquire(blocking=False):
+            stranger = self._door.enter(connection, address[0], HANDSHAKE_SECONDS)
+            if stranger is None:
                 connection.close()
-                log.warning("data connection refused: too many", peer=address[0])
+                log.warning("data connection refused: too many that have not introduced themselves", peer=address[0])
                 continue
-            threading.Thread(
-                target=self._serve, args=(connection, address[0]), name="data-receive", daemon=True
-            ).start()
+            serve = threading.Thread(target=self._serve, args=(connection, stranger), name="data-receive", daemon=True)
+            try:
+                serve.start()
+            except RuntimeError as error:  # no more threads to be had
+                stranger.met()
+                connection.close()
+                log.warning("data connection refused", peer=address[0], error=str(error))
 
-    def _serve(self, connection: socket.socket, peer: str) -> None:
+    def _serve(self, connection: socket.socket, stranger: Stranger) -> None:
+        peer = stranger.address
         inlet: Inlet | None = None
         expected: Expected | None = None
         try:
-            with connection:
+            with stranger, connection:
                 connection.settimeout(HANDSHAKE_SECONDS)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MILLISECONDS)
-                with _Deadline(connection) as deadline:
-                    uid = parse_preamble(bytes(_read_exactly(connection, bytearray(PREAMBLE.size))))
-                    expected = self._lookup(uid)
-                    secure = deadline.follow(
-                        expected.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-                    )
-                    with contextlib.closing(secure):
-                        secure.do_handshake()
-                        check_pin(secure, expected.pinned)
-                        self._register(uid, expected, secure)
-                        reader = FrameReader()
-                        inlet = self._greet(secure, reader, expected, uid)
-                        deadline.met()
-                        self._load(secure, reader, inlet, buffer_bytes(len(expected.inlets)))
+                uid = parse_preamble(bytes(_read_exactly(connection, bytearray(PREAMBLE.size))))
+                expected = self._lookup(uid)
+                secure = stranger.follow(
+                    expected.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                )
+                with contextlib.closing(secure):
+                    secure.do_handshake()
+                    check_pin(secure, expected.pinned)
+                    self._register(uid, expected, secure)
+                    reader = FrameReader()
+                    inlet = self._greet(secure, reader, expected, uid)
+                    stranger.met()
+                    self._load(secure, reader, inlet, buffer_bytes(len(expected.inlets)))
         except VFIOMigrationError as error:
             self._report(inlet, error, peer)
         except OSError as error:
             self._report(inlet, StreamError(f"data stream from {peer} broke: {error}"), peer)
         finally:
-            self._threads.release()
             if expected is not None:
                 with self._lock:
                     expected.connections = {c for c in expected.connections if c.fileno() >= 0}
@@ -229,31 +235,6 @@ class DataServer:
                 secure.sendall(pack_count(FrameType.ACK, reader.data_bytes))
                 inlet.complete(config)
                 return
-
-
-class _Deadline:
-    """Cuts a connection that has not introduced itself in time, however it trickles: nobody is known before that."""
-
-    def __init__(self, connection: socket.socket):
-        self._socket = connection
-        self._timer = threading.Timer(HANDSHAKE_SECONDS, lambda: cut(self._socket))
-        self._timer.daemon = True
-
-    def __enter__(self) -> "_Deadline":
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.met()
-
-    def follow(self, secure: ssl.SSLSocket) -> ssl.SSLSocket:
-        """TLS has taken the connection over."""
-        self._socket = secure
-        return secure
-
-    def met(self) -> None:
-        """The peer is known."""
-        self._timer.cancel()
 
 
 def _write_all(inlet: Inlet, data: memoryview) -> None:
