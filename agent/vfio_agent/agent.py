@@ -8,6 +8,7 @@ from dataclasses import replace
 import structlog
 
 from vfio_agent.holdings import read_state
+from vfio_agent.journal import Unreadable
 from vfio_agent.machine import SessionFacts
 from vfio_agent.session import Session, Surroundings
 from vfio_api.device import DeviceState
@@ -40,10 +41,14 @@ class Agent:
         self._told: dict[tuple[str, Role], tuple[object, ...]] = {}
         self._told_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unreadable: dict[tuple[str, Role], Failure] = {}  # sessions of which nothing is known but that they are
 
     def restore(self) -> None:
         """Take up the sessions that an earlier agent process left; data streams did not survive it."""
-        for key, spec, facts in self._around.journal.sessions():
+        readable, unreadable = self._around.journal.recall()
+        self._unreadable = {(each.migration_uid, each.role): _unreadable(each) for each in unreadable}
+        self._around.metrics.unreadable.set(len(unreadable))
+        for key, spec, facts in readable:
             session = Session(self._around, key, spec, facts)
             self._sessions[key.uid, facts.role] = session
             known = dict(facts.incarnations)
@@ -116,6 +121,9 @@ class Agent:
                     f"{self.highest_epoch}",
                     reason=Reason.STALE_EPOCH,
                 )
+            if identity in self._unreadable:
+                failure = self._unreadable[identity]
+                raise CommandError(failure.message, reason=failure.reason)
             if session is None:
                 if command.goal is Goal.RELEASED:  # said again after the session ended
                     self._say_last(identity, _released(command))
@@ -200,13 +208,17 @@ class Agent:
         for session in list(self._sessions.values()):
             if any(device.address == address for device in session.spec.devices):
                 return str(session.key)
-        return ""
+        # whether it is one of theirs nobody knows
+        return next((f"{uid} (its record in the journal cannot be read)" for uid, _ in self._unreadable), "")
 
     def reports(self) -> tuple[SessionReport, ...]:
         """Every session as it is now, for Hello."""
         self._dirty -= self._sessions.keys()  # what was to be said of them is said now
         self._refused.clear()
-        return tuple(session.report() for session in self._sessions.values())
+        held = tuple(
+            SessionReport(uid, role, 0, 0, failure=failure) for (uid, role), failure in self._unreadable.items()
+        )
+        return held + tuple(session.report() for session in self._sessions.values())
 
     async def next_reports(self) -> list[SessionReport]:
         """Wait until something changed; the newest report of each session that did.
@@ -256,6 +268,15 @@ class Agent:
             seen["failure"] = 1
         if report.reached is Goal.RELEASED:
             self._sent.pop(identity, None)
+
+
+def _unreadable(found: Unreadable) -> Failure:
+    return Failure(
+        Reason.JOURNAL_FAILED,
+        f"migration {found.migration_uid}: the record of its {found.role} session cannot be read: {found.why}; how far "
+        "it was is not known here, so its devices stay as they are: act on them as the decision of its VFIOSwitchover "
+        "says, then remove what is left of the record and restart the agent",
+    )
 
 
 def _pressing(session: Session) -> tuple[object, ...]:

@@ -4,25 +4,50 @@
 tmpfs and needs to survive the process only; it is what is written inside the switchover. A volatile record belongs
 to one boot ID. Blocking: call it from a thread. What cannot be written raises JournalError, and the record that was
 there before stays.
+
+A record that cannot be read is never replaced by an older one: that may be of before the switchover, or of before the
+decision was read. It stays where it is and is told, so that nobody acts for its session.
 """
 
 import contextlib
 import fcntl
-import json
 import os
-from dataclasses import asdict, fields
+import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import structlog
 
 from vfio_agent.machine import SessionFacts
+from vfio_agent.records import (
+    MAX_RECORD,
+    Record,
+    RecordError,
+    Stored,
+    boot_of,
+    number,
+    parse_session,
+    seal,
+    session_record,
+    unseal,
+)
 from vfio_api.errors import JournalError
-from vfio_api.types import MigrationKey, Outcome, Role, SessionDevice, SessionSpec
+from vfio_api.types import MigrationKey, Role, SessionSpec
 
-Record = dict[str, Any]
+log = structlog.get_logger()
 
 
 class AgentRunningError(RuntimeError):
     """Another agent process holds this node's journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A session's record that cannot be read: nothing is known of the session but that there is one."""
+
+    migration_uid: str
+    role: Role
+    why: str  # with the file's path
 
 
 class Journal:
@@ -46,9 +71,18 @@ class Journal:
             ) from None
 
     def highest_epoch(self) -> int:
-        """The highest epoch that any leader has shown; 0 on a new node."""
-        record = _read(self._root / "epoch.json")
-        return int(record["epoch"]) if record else 0
+        """The highest epoch that any leader has shown; 0 on a new node.
+
+        If its record cannot be read, the highest of any session: the leader shows its own before it commands.
+        """
+        path = self._root / "epoch.json"
+        try:
+            record = _read(path)
+            return number(record, "epoch") if record is not None else 0
+        except RecordError as error:
+            known = max((facts.epoch for _, _, facts in self.recall()[0]), default=0)
+            log.error("epoch record cannot be read; sessions know one", path=str(path), error=str(error), epoch=known)
+            return known
 
     def raise_epoch(self, epoch: int) -> None:
         """Remember a higher epoch, durably."""
@@ -56,66 +90,103 @@ class Journal:
 
     def write(self, key: MigrationKey, spec: SessionSpec, facts: SessionFacts, *, durable: bool) -> None:
         """Record a session before the effect that it stands for."""
-        record = {
-            "boot": self._boot_id,
-            "migration": asdict(key),
-            "spec": asdict(spec),
-            "facts": asdict(facts),
-        }
-        folder = self._durable if durable else self._volatile
-        _write(folder / _file_name(key, facts.role), record, durable=durable)
+        record = session_record(self._boot_id, key, spec, facts)
+        # the volatile one first: it is never behind
+        _write(self._volatile / _file_name(key, facts.role), record, durable=False)
+        if durable:
+            _write(self._durable / _file_name(key, facts.role), record, durable=True)
 
     def forget(self, key: MigrationKey, role: Role) -> None:
         """The session has ended; nothing of it is needed any more."""
+        # the volatile one last: without it the durable one is not believed
         for folder in (self._durable, self._volatile):
             (folder / _file_name(key, role)).unlink(missing_ok=True)
 
-    def sessions(self) -> list[tuple[MigrationKey, SessionSpec, SessionFacts]]:
+    def sessions(self) -> list[Stored]:
+        """Every session on record that can be read."""
+        return self.recall()[0]
+
+    def recall(self) -> tuple[list[Stored], list[Unreadable]]:
         """Every session on record; the volatile record of this boot outranks the durable one."""
-        found: dict[str, Record] = {}
-        for folder in (self._durable, self._volatile):
-            for path in sorted(folder.glob("*.json")):
-                record = _read(path)
-                if record and (folder == self._durable or record["boot"] == self._boot_id):
-                    found[path.name] = record
-        return [_parse(record) for record in found.values()]
+        readable: list[Stored] = []
+        unreadable: list[Unreadable] = []
+        names = {path.name for folder in (self._durable, self._volatile) for path in folder.glob("*.json")}
+        for name in sorted(names):
+            identity = _identity(name)
+            if identity is None:
+                log.error("not a record of a session; nobody reads it", name=name)
+                continue
+            try:
+                stored = self._latest(name, identity)
+            except RecordError as error:
+                log.error("record of a session cannot be read", name=name, error=str(error))
+                unreadable.append(Unreadable(*identity, str(error)))
+                continue
+            if stored is not None:
+                readable.append(stored)
+        return readable, unreadable
+
+    def _latest(self, name: str, identity: tuple[str, Role]) -> Stored | None:
+        """What counts of a session. Raises RecordError with the file's path."""
+        volatile = _stored(self._volatile / name, identity)
+        if volatile is not None and volatile[0] == self._boot_id:
+            return volatile[1]
+        durable = _stored(self._durable / name, identity)
+        if durable is None:
+            return None
+        if durable[0] == self._boot_id:
+            raise RecordError(f"{self._volatile / name} is gone, the record of this boot that says how far it is")
+        return durable[1]
+
+
+def _stored(path: Path, identity: tuple[str, Role]) -> tuple[str, Stored] | None:
+    """The boot ID and the session of one record; None if there is none. Raises RecordError with the path."""
+    try:
+        record = _read(path)
+        if record is None:
+            return None
+        boot, stored = boot_of(record), parse_session(record)
+        if (stored[0].uid, stored[2].role) != identity:
+            raise RecordError(f"it is of the {stored[2].role} session of migration {stored[0].uid[:80]}")
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from None
+    return boot, stored
 
 
 def _file_name(key: MigrationKey, role: Role) -> str:
     return f"{key.uid}.{role.value.lower()}.json"
 
 
-def _parse(record: Record) -> tuple[MigrationKey, SessionSpec, SessionFacts]:
-    spec, facts = record["spec"], record["facts"]
-    devices = tuple(SessionDevice(**device) for device in spec.pop("devices"))
-    role, decision = Role(facts.pop("role")), facts.pop("decision")
-    facts["incarnations"] = tuple((name, opening) for name, opening in facts["incarnations"])
-    facts["lost"], facts["gone"] = tuple(facts.get("lost", ())), tuple(facts.get("gone", ()))
-    return (
-        MigrationKey(**record["migration"]),
-        SessionSpec(devices=devices, **_known(SessionSpec, spec)),
-        SessionFacts(role=role, decision=Outcome(decision) if decision else None, **_known(SessionFacts, facts)),
-    )
-
-
-def _known(kind: type[SessionSpec] | type[SessionFacts], record: Record) -> Record:
-    """What this version knows of a record: a newer agent may have written it, before it was rolled back."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in record.items() if name in names}
+def _identity(name: str) -> tuple[str, Role] | None:
+    """The migration UID and the role that a file's name says; None if it is no record's name."""
+    uid, _, role = name.removesuffix(".json").rpartition(".")
+    return next(((uid, each) for each in Role if uid and each.value.lower() == role), None)
 
 
 def _read(path: Path) -> Record | None:
+    """A record; None if there is none. Raises RecordError."""
     try:
-        record: Record = json.loads(path.read_bytes())
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
-    return record
+    except OSError as error:
+        raise RecordError(f"it cannot be opened: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise RecordError("it is no file")
+        with open(fd, "rb", closefd=False) as file:
+            raw = file.read(MAX_RECORD + 1)
+    except OSError as error:
+        raise RecordError(f"it cannot be read: {error.strerror}") from None
+    finally:
+        os.close(fd)
+    return unseal(raw)
 
 
 def _write(path: Path, record: Record, *, durable: bool) -> None:
     temporary = path.with_suffix(".tmp")
     try:
-        _fill(temporary, json.dumps(record).encode(), durable=durable)
+        _fill(temporary, seal(record), durable=durable)
         os.rename(temporary, path)
         if durable:
             folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

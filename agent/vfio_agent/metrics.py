@@ -48,6 +48,11 @@ class AgentMetrics:
             ["role"],
             registry=self.registry,
         )
+        self.unreadable = Gauge(
+            "vfio_agent_unreadable_records",
+            "Records in the journal that cannot be read: nothing is done with their sessions' devices.",
+            registry=self.registry,
+        )
         self.keeper = Gauge(
             "vfio_agent_keeper_up",
             "1 while the keeper of this node answers and holds every open device.",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from vfio_agent.journal import AgentRunningError, Journal
 from vfio_agent.machine import SessionFacts
+from vfio_agent.records import seal, unseal
 from vfio_api.errors import JournalError
 from vfio_api.types import MigrationKey, Outcome, Role, SessionDevice, SessionSpec
 
@@ -72,9 +73,10 @@ def test_what_a_newer_agent_wrote_beside_is_passed_over(boot: Callable[[str], Jo
     """An agent that was rolled back must start, and take its sessions up."""
     boot("boot-1").write(KEY, SPEC, FACTS, durable=True)
     (path,) = (tmp_path / "state").rglob("uid-1.source.json")
-    record = json.loads(path.read_text())
-    record["spec"]["of_tomorrow"] = record["facts"]["of_tomorrow"] = True
-    path.write_text(json.dumps(record))
+    record = unseal(path.read_bytes())
+    record["of_tomorrow"] = record["spec"]["of_tomorrow"] = record["facts"]["of_tomorrow"] = True
+    for folder in ("state", "run"):
+        (tmp_path / folder / "sessions" / path.name).write_bytes(seal(record))
     assert boot("boot-1").sessions() == [(KEY, SPEC, FACTS)]
 
 
@@ -149,7 +151,7 @@ def test_a_durable_record_is_on_the_disk_before_its_name_and_its_folder_after(
     monkeypatch.setattr(os, "rename", watch_rename)
     journal.write(KEY, SPEC, FACTS, durable=True)
     journal.raise_epoch(3)
-    assert calls == ["file", "rename", "folder"] * 2
+    assert calls == ["rename"] + ["file", "rename", "folder"] * 2
     calls.clear()
     journal.write(KEY, SPEC, FACTS, durable=False)
     assert calls == ["rename"], "inside the switchover nothing waits for a disk"
@@ -161,6 +163,134 @@ def test_records_are_private(boot: Callable[[str], Journal], tmp_path: Path) -> 
     assert record.stat().st_mode & 0o777 == 0o600
     assert record.parent.stat().st_mode & 0o777 == 0o700
     assert json.loads(record.read_text())["boot"] == "boot-1"
+
+
+# --- what cannot be read
+
+UID, FILE = KEY.uid, "uid-1.source.json"
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip_a_fact(path: Path) -> None:
+    """What would be a record of before the switchover."""
+    raw = path.read_bytes()
+    assert b'"switchover": true' in raw
+    path.write_bytes(raw.replace(b'"switchover": true', b'"switchover": false'))
+
+
+def take_the_check_off(path: Path) -> None:
+    path.write_text(json.dumps(unseal(path.read_bytes())))
+
+
+def say_what_no_agent_says(path: Path) -> None:
+    record = unseal(path.read_bytes())
+    record["facts"]["switchover"] = "no"
+    path.write_bytes(seal(record))
+
+
+def give_it_another_name(path: Path) -> None:
+    record = unseal(path.read_bytes())
+    record["migration"]["uid"] = "uid-2"
+    path.write_bytes(seal(record))
+
+
+def nest(path: Path) -> None:
+    path.write_bytes(b"[" * 1_000_000)
+
+
+def make_it_huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+def make_it_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def make_it_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+SPOILERS = [
+    (cut_short, "check does not match"),
+    (flip_a_fact, "check does not match"),
+    (take_the_check_off, "check does not match"),
+    (say_what_no_agent_says, "facts.switchover is 'no', expected bool"),
+    (give_it_another_name, "it is of the Source session of migration uid-2"),
+    (nest, "check does not match"),
+    (make_it_huge, "more than 8388608 bytes"),
+    (make_it_a_folder, "it is no file"),
+    (make_it_a_pipe, "it is no file"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "why"), SPOILERS, ids=[spoil.__name__ for spoil, _ in SPOILERS])
+def test_a_record_that_cannot_be_read_is_told_and_no_older_one_takes_its_place(
+    boot: Callable[[str], Journal], tmp_path: Path, spoil: Callable[[Path], None], why: str
+) -> None:
+    journal = boot("boot-1")
+    journal.write(KEY, SPEC, replace(FACTS, sequence=1, switchover=False, decision=None), durable=True)
+    journal.write(KEY, SPEC, FACTS, durable=False)
+    journal.write(replace(KEY, uid="uid-3"), SPEC, FACTS, durable=False)
+    spoil(tmp_path / "run" / "sessions" / FILE)
+    readable, (unreadable,) = boot("boot-1").recall()
+    assert [key.uid for key, _, _ in readable] == ["uid-3"], "the others are as they were"
+    assert (unreadable.migration_uid, unreadable.role) == (UID, Role.SOURCE)
+    assert str(tmp_path / "run" / "sessions" / FILE) in unreadable.why
+    assert why in unreadable.why
+
+
+def test_without_the_record_of_this_boot_the_durable_one_is_not_believed(
+    boot: Callable[[str], Journal], tmp_path: Path
+) -> None:
+    boot("boot-1").write(KEY, SPEC, FACTS, durable=True)
+    (tmp_path / "run" / "sessions" / FILE).unlink()
+    readable, (unreadable,) = boot("boot-1").recall()
+    assert not readable
+    assert f"{FILE} is gone, the record of this boot that says how far it is" in unreadable.why
+    assert boot("boot-2").recall() == ([(KEY, SPEC, FACTS)], []), "after a reboot it is as ever"
+
+
+def test_a_durable_record_that_cannot_be_read_counts_only_after_a_reboot(
+    boot: Callable[[str], Journal], tmp_path: Path
+) -> None:
+    boot("boot-1").write(KEY, SPEC, FACTS, durable=True)
+    cut_short(tmp_path / "state" / "sessions" / FILE)
+    assert boot("boot-1").recall() == ([(KEY, SPEC, FACTS)], [])
+    readable, (unreadable,) = boot("boot-2").recall()
+    assert (readable, unreadable.migration_uid) == ([], UID)
+
+
+def test_what_was_recorded_durably_last_is_what_is_read(boot: Callable[[str], Journal]) -> None:
+    """A decision that was read back is durable; what was recorded before, in the switchover, does not hide it."""
+    journal = boot("boot-1")
+    journal.write(KEY, SPEC, replace(FACTS, decision=None), durable=False)
+    journal.write(KEY, SPEC, FACTS, durable=True)
+    assert boot("boot-1").sessions() == boot("boot-2").sessions() == [(KEY, SPEC, FACTS)]
+
+
+def test_a_stray_file_is_nobodys_record(boot: Callable[[str], Journal], tmp_path: Path) -> None:
+    journal = boot("boot-1")
+    for name in ("notes.json", ".source.json", "uid-1.both.json"):
+        (tmp_path / "state" / "sessions" / name).write_text("{}")
+    assert journal.recall() == ([], [])
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"epoch": 99}', seal({"epoch": -1}), seal({"epoch": "9"}), seal({})])
+def test_an_epoch_that_cannot_be_read_is_the_highest_that_a_session_knows(
+    boot: Callable[[str], Journal], tmp_path: Path, content: bytes
+) -> None:
+    journal = boot("boot-1")
+    journal.write(KEY, SPEC, FACTS, durable=True)
+    (tmp_path / "state" / "epoch.json").write_bytes(content)
+    assert journal.highest_epoch() == FACTS.epoch
+    journal.raise_epoch(12)
+    assert boot("boot-1").highest_epoch() == 12
 
 
 # --- one agent per node

@@ -1,0 +1,117 @@
+"""What a journal record looks like, and what of one is believed: all of it or nothing.
+
+A record is one JSON object whose last field, `check`, is the SHA-256 of the object without it. A damaged record that
+were believed in part could have a session forget that it is in a switchover, or the decision that it has read.
+"""
+
+import hashlib
+import json
+import types
+from dataclasses import MISSING, asdict, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+from vfio_agent.machine import SessionFacts
+from vfio_api.types import MigrationKey, Outcome, Role, SessionDevice, SessionSpec
+
+Record = dict[str, Any]
+Stored = tuple[MigrationKey, SessionSpec, SessionFacts]
+
+MAX_RECORD = 8 << 20  # bytes; a session with as many devices as a message can carry, and the longest names, is smaller
+MAX_NUMBER = 2**63 - 1
+MAX_ITEMS = 1024
+_CHECK = b', "check": "%b"}'
+_CHECK_BYTES = len(_CHECK % bytes(64))
+
+
+class RecordError(ValueError):
+    """A record is not as it was written, or not one that an agent writes."""
+
+
+def seal(record: Record) -> bytes:
+    """A record as it is written."""
+    raw = json.dumps(record).encode()
+    return raw[:-1] + _CHECK % hashlib.sha256(raw).hexdigest().encode()
+
+
+def unseal(raw: bytes) -> Record:
+    """A record as it was written. Raises RecordError if it is not whole and unchanged."""
+    if len(raw) > MAX_RECORD:
+        raise RecordError(f"it has more than {MAX_RECORD} bytes")
+    whole = raw[:-_CHECK_BYTES] + b"}"
+    if raw[-_CHECK_BYTES:] != _CHECK % hashlib.sha256(whole).hexdigest().encode():
+        raise RecordError("its check does not match: it is damaged, or was not written by an agent")
+    try:
+        record = json.loads(whole)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"it is no JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise RecordError("it is no JSON object")
+    return record
+
+
+def number(record: Record, name: str) -> int:
+    """A count of a record. Raises RecordError."""
+    return int(_fitting(int, record.get(name), name))
+
+
+def boot_of(record: Record) -> str:
+    """The boot ID in which a session's record was written. Raises RecordError."""
+    return str(_fitting(str, record.get("boot"), "boot"))
+
+
+def session_record(boot_id: str, key: MigrationKey, spec: SessionSpec, facts: SessionFacts) -> Record:
+    """What is stored of a session."""
+    return {"boot": boot_id, "migration": asdict(key), "spec": asdict(spec), "facts": asdict(facts)}
+
+
+def parse_session(record: Record) -> Stored:
+    """What `session_record` stored, also by a newer agent. Raises RecordError."""
+    key = MigrationKey(**_known(MigrationKey, record.get("migration"), "migration"))
+    spec = SessionSpec(**_known(SessionSpec, record.get("spec"), "spec"))
+    facts = SessionFacts(**_known(SessionFacts, record.get("facts"), "facts"))
+    for what, names in (("name", [d.name for d in spec.devices]), ("address", [d.address for d in spec.devices])):
+        if len(set(names)) != len(names):
+            raise RecordError(f"two devices have the same {what}")
+    return key, spec, facts
+
+
+def _known(kind: type, value: object, what: str) -> Record:
+    """The fields of `kind`, checked; what this version does not know is passed over: an agent can be rolled back."""
+    if not isinstance(value, dict):
+        raise RecordError(f"{what} is no object")
+    hints = get_type_hints(kind)
+    found = {
+        f.name: _fitting(hints[f.name], value[f.name], f"{what}.{f.name}") for f in fields(kind) if f.name in value
+    }
+    absent = [name for name in _required(kind) if name not in found]
+    if absent:
+        raise RecordError(f"{what} has no {absent[0]}")
+    return found
+
+
+def _required(kind: type) -> list[str]:
+    if kind is SessionFacts:  # what a session began with says nothing of how far it is
+        return ["role", "epoch", "sequence", "backward", "switchover", "loaded", "started", "incarnations", "decision"]
+    return [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+
+
+def _fitting(hint: Any, value: Any, what: str) -> Any:
+    """`value`, as JSON gives it, as the type `hint`. Raises RecordError unless it is exactly that."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:  # X | None
+        return None if value is None else _fitting(inner[0], value, what)
+    if origin is tuple and isinstance(value, list) and len(value) <= MAX_ITEMS:
+        if inner[-1] is Ellipsis:
+            return tuple(_fitting(inner[0], each, what) for each in value)
+        if len(inner) == len(value):
+            return tuple(_fitting(each, item, what) for each, item in zip(inner, value, strict=True))
+    elif hint is SessionDevice:
+        return SessionDevice(**_known(SessionDevice, value, what))
+    elif hint in (Role, Outcome):
+        try:
+            return hint(value)
+        except ValueError:
+            pass
+    elif type(value) is hint and (hint is not int or 0 <= value <= MAX_NUMBER):
+        return value
+    raise RecordError(f"{what} is {str(value)[:80]!r}, expected {getattr(hint, '__name__', hint)}")
