@@ -3,6 +3,7 @@
 `before` runs before the rounds of a command, `after` when all its rounds succeeded.
 """
 
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -44,6 +45,8 @@ class TargetSide:
         self._streams: dict[str, DataStream] = {}
         self._loaded: set[str] = set()
         self._ran: set[str] = set()  # devices that have left STOP
+        self._loads: dict[str, int] = {}  # how often a device was made ready to load
+        self._validating = {device.name: threading.Lock() for device in session.spec.devices}
         self._left = session.facts.leaving  # an earlier agent was told to: one that is gone may have run
 
     def keeps(self, command: Command) -> bool:
@@ -135,6 +138,9 @@ class TargetSide:
     def _make_ready_again(self, names: tuple[str, ...]) -> None:
         """Blank the devices that lost their state, and forget the streams that they had."""
         session = self._session
+        for name in names:
+            with self._validating[name]:  # a stream of before is at its end, or never comes there
+                self._loads[name] = self._loads.get(name, 0) + 1
         session.around.server.forget(session.key.uid)
         for device in session.spec.devices:
             if device.name not in names:
@@ -153,7 +159,9 @@ class TargetSide:
                 continue
             name = device.name
             if name not in self._inlets:
-                self._inlets[name] = Inlet(name, self._streams[name], partial(self._validate, name), self._session.fail)
+                load = self._loads.get(name, 0)
+                complete = partial(self._validate, name, load)
+                self._inlets[name] = Inlet(name, self._streams[name], complete, partial(self._broken, name, load))
         self._session.around.server.expect(
             self._session.key.uid,
             Expected(context(self._session.identity, pinned, server=True), pinned, self._inlets),
@@ -166,11 +174,21 @@ class TargetSide:
             before.close()  # the device has left the RESUMING that it belonged to
         self._streams[name] = stream
 
-    def _validate(self, name: str, config: bytes) -> None:
+    def _broken(self, name: str, load: int, error: VFIOMigrationError) -> None:
+        """A device's stream failed; in the receiving thread. One that is not awaited any more says nothing new."""
+        if load == self._loads.get(name, 0):
+            self._session.fail(error)
+
+    def _validate(self, name: str, load: int, config: bytes) -> None:
         """All of one device's state is loaded: RESUMING -> STOP validates it. In the receiving thread.
 
         config: what the state did not carry, b"" for nothing; it is restored before the device is voted for.
         """
+        with self._validating[name]:
+            if load == self._loads.get(name, 0):
+                self._accept(name, load, config)
+
+    def _accept(self, name: str, load: int, config: bytes) -> None:
         began = time.perf_counter()
         try:
             self._session.set_state(name, DeviceState.STOP)
@@ -188,7 +206,7 @@ class TargetSide:
             )
             return
         self._session.timed(f"load/{name}", began)
-        self._session.on_loop(self._vote, name)
+        self._session.on_loop(self._vote, name, load)
 
     def _restore(self, name: str, config: bytes) -> None:
         held = self._session.device(name)
@@ -202,10 +220,10 @@ class TargetSide:
                     errno=error.errno or 0,
                 ) from error
 
-    def _vote(self, name: str) -> None:
+    def _vote(self, name: str, load: int) -> None:
         """When the last device is validated: journal the vote, then report it."""
         session = self._session
-        if session.ended:
+        if session.ended or load != self._loads.get(name, 0):
             return
         self._loaded.add(name)
         awaited = set(session.facts.lost) or {d.name for d in session.spec.devices}

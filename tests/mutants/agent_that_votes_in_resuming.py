@@ -13,11 +13,11 @@ def _taken_for_loaded(self: Session, name: str) -> DeviceState:
     return DeviceState.STOP if found is DeviceState.RESUMING else found
 
 
-def _validate(self: TargetSide, name: str, _config: bytes) -> None:
-    self._session.on_loop(self._vote, name)
+def _accept(self: TargetSide, name: str, load: int, _config: bytes) -> None:
+    self._session.on_loop(self._vote, name, load)
 
 
 if __name__ == "__main__":
     Session.state = _taken_for_loaded
-    TargetSide._validate = _validate
+    TargetSide._accept = _accept
     main()
