@@ -14,9 +14,11 @@ from vfio_agent.session import Session, Surroundings
 from vfio_api.device import DeviceState
 from vfio_api.errors import CommandError, Reason, VFIOMigrationError
 from vfio_api.types import Command, Failure, Goal, Role, SessionReport
+from vfio_api.wire import MAX_SESSIONS
 
 log = structlog.get_logger()
 PROGRESS_SECONDS = 0.1
+MAX_COMMANDS = 1024  # under way at once
 
 
 class Agent:
@@ -106,7 +108,9 @@ class Agent:
             self.highest_epoch = epoch
 
     def take(self, command: Command) -> None:
-        """Start carrying out a command; its outcome is a report."""
+        """Start carrying out a command; its outcome is a report. Raises CommandError if too many are under way."""
+        if len(self._tasks) >= MAX_COMMANDS:
+            raise CommandError(f"{len(self._tasks)} commands are under way: the operator sends them without an end")
         task = asyncio.create_task(self._carry_out(command))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -177,6 +181,11 @@ class Agent:
             raise CommandError(
                 f"migration {command.migration}: no {command.role} session here for goal {command.goal}; "
                 "Prepared comes first"
+            )
+        if len(self._sessions) + len(self._unreadable) >= MAX_SESSIONS:
+            raise CommandError(
+                f"migration {command.migration}: this node has {MAX_SESSIONS} sessions already, and takes no more; end "
+                "some first"
             )
         session = Session(
             self._around,

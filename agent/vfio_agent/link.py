@@ -134,7 +134,7 @@ class Link:
 
     async def _incoming(self, message: pb.OperatorMessage, address: str) -> None:
         if message.HasField("welcome"):
-            await self._agent.raise_epoch(message.welcome.epoch)
+            await self._agent.raise_epoch(wire.number(message.welcome.epoch, "the leader's epoch"))
             self._metrics.dials.labels("ok").inc()
             self._metrics.connected.set(1)
             log.info("connected", operator=address, epoch=message.welcome.epoch, node=message.welcome.node)

@@ -3,6 +3,9 @@
 Every `*_from_wire` raises ValueError if a field is not what the protocol allows.
 """
 
+import re
+from collections.abc import Iterable
+
 from vfio_api.device import DeviceState, MigrationFlags
 from vfio_api.errors import Reason
 from vfio_api.types import (
@@ -25,17 +28,51 @@ from vfio_api.v1 import agent_pb2 as pb
 MAX_DEVICES = 256
 MAX_SESSIONS = 256
 MAX_TIMINGS = 1024  # a target session times every device's load, and its barriers
-MAX_TEXT = 4096
+MAX_TEXT = 4096  # of what is said to people
+MAX_NAME = 253  # of objects, nodes and devices, as Kubernetes has it; of addresses
+MAX_STEP = 320  # a step may have a device's name in it
+MAX_NUMBER = 2**63 - 1  # what Lease, journal and the API can hold; so that one more is still a number on the wire
+UID = re.compile(r"[A-Za-z0-9-]{1,36}")  # part of a path in the journal, and of a stream's fixed preamble
 KNOWN_FLAGS = sum(MigrationFlags)
 MAX_CERTIFICATE = 8192
 # 256 device reports with long names stay well below this.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 
-def _text(value: str, what: str) -> str:
-    if len(value) > MAX_TEXT:
-        raise ValueError(f"{what} has {len(value)} characters, at most {MAX_TEXT} are allowed")
+def _text(value: str, what: str, limit: int = MAX_TEXT) -> str:
+    if len(value) > limit:
+        raise ValueError(f"{what} has {len(value)} characters, at most {limit} are allowed")
     return value
+
+
+def _name(value: str, what: str) -> str:
+    return _text(value, what, MAX_NAME)
+
+
+def _uid(value: str) -> str:
+    if not UID.fullmatch(value):
+        raise ValueError(f"{value[:80]!r} is no UID: 1 to 36 letters, digits and dashes are allowed")
+    return value
+
+
+def number(value: int, what: str) -> int:
+    """A count from the wire. Raises ValueError if nobody could add to it."""
+    if value > MAX_NUMBER:
+        raise ValueError(f"{what} is {value}, at most {MAX_NUMBER} is allowed")
+    return value
+
+
+def _measured(value: int) -> int:
+    """What a device or a clock says, which may be anything: of what cannot be, as much as can."""
+    return min(value, MAX_NUMBER)
+
+
+def _once(values: Iterable[str], what: str) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"two devices have the {what} {value}")
+        seen.add(value)
 
 
 def _bounded(count: int, limit: int, what: str) -> None:
@@ -82,34 +119,36 @@ def command_from_wire(message: pb.Command) -> Command:
         _bounded(len(peer.certificate), MAX_CERTIFICATE, "certificate bytes")
     return Command(
         migration=MigrationKey(
-            uid=_text(message.migration.uid, "uid"),
-            namespace=_text(message.migration.namespace, "namespace"),
-            name=_text(message.migration.name, "name"),
+            uid=_uid(message.migration.uid),
+            namespace=_name(message.migration.namespace, "namespace"),
+            name=_name(message.migration.name, "name"),
         ),
         role=Role(message.role),
         goal=Goal(message.goal),
-        epoch=message.epoch,
-        sequence=message.sequence,
+        epoch=number(message.epoch, "epoch"),
+        sequence=number(message.sequence, "sequence"),
         deadline_milliseconds=message.deadline_milliseconds,
         decision=Outcome(message.decision) if message.decision else None,
         spec=_spec_from_wire(message.spec) if message.HasField("spec") else None,
         peers=tuple(
-            Peer(_text(p.node, "node"), _text(p.data_address, "data address"), p.certificate) for p in message.peers
+            Peer(_name(p.node, "node"), _name(p.data_address, "data address"), p.certificate) for p in message.peers
         ),
         attempt=message.attempt,
-        again=tuple(_text(name, "again") for name in message.again),
+        again=tuple(_name(name, "again") for name in message.again),
     )
 
 
 def _spec_from_wire(message: pb.SessionSpec) -> SessionSpec:
     _bounded(len(message.devices), MAX_DEVICES, "devices")
+    _once((d.name for d in message.devices), "name")
+    _once((d.address for d in message.devices), "address")
     return SessionSpec(
         devices=tuple(
-            SessionDevice(_text(d.name, "name"), _text(d.address, "address"), _text(d.peer_node, "node"))
+            SessionDevice(_name(d.name, "name"), _name(d.address, "address"), _name(d.peer_node, "node"))
             for d in message.devices
         ),
         pre_copy=message.pre_copy,
-        bandwidth_limit_bytes_per_second=message.bandwidth_limit_bytes_per_second,
+        bandwidth_limit_bytes_per_second=number(message.bandwidth_limit_bytes_per_second, "bandwidth limit"),
         switchover_timeout_milliseconds=message.switchover_timeout_milliseconds,
         switchover_ack=not message.no_switchover_ack,
     )
@@ -150,7 +189,13 @@ def report_to_wire(report: SessionReport) -> pb.SessionReport:
     if report.failure is not None:
         f = report.failure
         message.failure.CopyFrom(
-            pb.Failure(reason=f.reason, message=f.message[:MAX_TEXT], device=f.device, arc=f.arc, errno=f.errno)
+            pb.Failure(
+                reason=f.reason,
+                message=f.message[:MAX_TEXT],
+                device=f.device[:MAX_NAME],
+                arc=f.arc[:MAX_NAME],
+                errno=f.errno,
+            )
         )
     return message
 
@@ -167,38 +212,38 @@ def report_from_wire(message: pb.SessionReport) -> SessionReport:
         failure = Failure(
             Reason(f.reason),
             _text(f.message, "message"),
-            _text(f.device, "device"),
-            _text(f.arc, "arc"),
+            _name(f.device, "device"),
+            _name(f.arc, "arc"),
             f.errno,
         )
     return SessionReport(
-        migration_uid=_text(message.migration_uid, "uid"),
+        migration_uid=_uid(message.migration_uid),
         role=Role(message.role),
-        epoch=message.epoch,
-        sequence=message.sequence,
+        epoch=number(message.epoch, "epoch"),
+        sequence=number(message.sequence, "sequence"),
         reached=Goal(message.reached) if message.reached else None,
         backward=message.backward,
         certificate=message.certificate,
         devices=tuple(_device_from_wire(d) for d in message.devices),
         failure=failure,
-        timings=tuple(Timing(_text(t.step, "step"), t.microseconds) for t in message.timings),
-        link_bytes_per_second=message.link_bytes_per_second,
-        lost=tuple(_text(name, "lost") for name in message.lost),
+        timings=tuple(Timing(_text(t.step, "step", MAX_STEP), _measured(t.microseconds)) for t in message.timings),
+        link_bytes_per_second=_measured(message.link_bytes_per_second),
+        lost=tuple(_name(name, "lost") for name in message.lost),
         attempt=message.attempt,
     )
 
 
 def _device_from_wire(d: pb.DeviceReport) -> DeviceReport:
     return DeviceReport(
-        name=_text(d.name, "name"),
-        address=_text(d.address, "address"),
+        name=_name(d.name, "name"),
+        address=_name(d.address, "address"),
         state=DeviceState(d.state),
         flags=MigrationFlags(d.flags & KNOWN_FLAGS),
-        stop_copy_bytes=d.stop_copy_bytes,
-        initial_bytes=d.initial_bytes,
-        dirty_bytes=d.dirty_bytes,
-        transferred_bytes=d.transferred_bytes,
-        bytes_per_second=d.bytes_per_second,
+        stop_copy_bytes=_measured(d.stop_copy_bytes),
+        initial_bytes=_measured(d.initial_bytes),
+        dirty_bytes=_measured(d.dirty_bytes),
+        transferred_bytes=_measured(d.transferred_bytes),
+        bytes_per_second=_measured(d.bytes_per_second),
         initial_acknowledged=d.initial_acknowledged,
         drained=d.drained,
         size_unknown=d.size_unknown,
@@ -223,10 +268,10 @@ def hello_from_wire(message: pb.Hello) -> AgentHello:
     _bounded(len(message.sessions), MAX_SESSIONS, "sessions")
     return AgentHello(
         protocol=message.protocol,
-        version=_text(message.version, "version"),
-        incarnation=_text(message.incarnation, "incarnation"),
-        instance=_text(message.instance, "instance"),
-        data_address=_text(message.data_address, "data address"),
-        highest_epoch=message.highest_epoch,
+        version=_name(message.version, "version"),
+        incarnation=_name(message.incarnation, "incarnation"),
+        instance=_name(message.instance, "instance"),
+        data_address=_name(message.data_address, "data address"),
+        highest_epoch=number(message.highest_epoch, "highest epoch"),
         sessions=tuple(report_from_wire(s) for s in message.sessions),
     )

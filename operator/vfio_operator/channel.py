@@ -29,6 +29,7 @@ HELLO_SECONDS = 10.0
 QUEUED_COMMANDS = 1024
 MAX_TOKEN = 16384  # characters
 MAX_LEAP = 1 << 20  # elections that an agent may know and the Lease not, as after a restore: epochs must not run out
+MAX_SEQUENCE = 2**40  # no migration has so many commands: an agent that says so has made it up
 PING_SECONDS = 1.0  # at most so often, while a migration wants to know
 SERVER_OPTIONS = [
     ("grpc.keepalive_time_ms", 5_000),
@@ -90,7 +91,8 @@ class Agents:
     def highest_sequence(self, uid: str, nodes: Collection[str]) -> int:
         """The highest sequence number that the agents of these nodes have seen for a migration."""
         reports = self._reports.items()
-        return max((r.sequence for (node, of, _), r in reports if of == uid and node in nodes), default=0)
+        said = (r.sequence for (node, of, _), r in reports if of == uid and node in nodes)
+        return max((sequence for sequence in said if sequence <= MAX_SEQUENCE), default=0)
 
     def orphans(self, active: Callable[[str], bool]) -> list[tuple[str, SessionReport]]:
         """(node, session) of connected agents for migrations that have no task and are not released."""
@@ -124,9 +126,10 @@ class Agents:
         stream = self._streams[node] = AgentStream(node, pod, hello, self._number)
         there = {(node, report.migration_uid, report.role): report for report in hello.sessions}
         # a session that the agent no longer knows is gone, unless its end was reported
-        self._reports = {
-            key: report for key, report in self._reports.items() if key[0] != node or report.reached is Goal.RELEASED
-        } | there
+        ended = [k for k, r in self._reports.items() if k[0] == node and k not in there and r.reached is Goal.RELEASED]
+        kept = set(ended[max(0, len(there) + len(ended) - wire.MAX_SESSIONS) :])
+        others = {key: report for key, report in self._reports.items() if key[0] != node or key in kept}
+        self._reports = others | there
         self._metrics.agents.set(len(self._streams))
         self._woken("")
         return stream
@@ -142,8 +145,21 @@ class Agents:
         """A session changed."""
         if report.failure is not None and report.failure.reason is Reason.STALE_EPOCH:
             report = replace(report, failure=None)  # it refused a deposed leader: the session is well
+        self._make_room(node, report)
         self._reports[node, report.migration_uid, report.role] = report
         self._woken(report.migration_uid)
+
+    def _make_room(self, node: str, report: SessionReport) -> None:
+        """Keep no more reports of a node than it can have sessions. Raises ValueError if it says that it has more."""
+        if (node, report.migration_uid, report.role) in self._reports:
+            return
+        there = [key for key in self._reports if key[0] == node]
+        if len(there) < wire.MAX_SESSIONS:
+            return
+        released = next((key for key in there if self._reports[key].reached is Goal.RELEASED), None)
+        if released is None:
+            raise ValueError(f"agent on node {node} reports more than {wire.MAX_SESSIONS} sessions")
+        del self._reports[released]
 
     def send(self, node: str, command: Command) -> bool:
         """Queue a command; False if the agent is not connected or does not keep up (its stream is then ended)."""

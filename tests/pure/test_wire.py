@@ -33,13 +33,14 @@ from vfio_api.v1 import agent_pb2 as pb
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
+uids = st.from_regex(wire.UID, fullmatch=True)
 u64 = st.integers(0, 2**63 - 1)
 u32 = st.integers(0, 2**31 - 1)
 flags = st.integers(0, 7).map(MigrationFlags)
 
 commands = st.builds(
     Command,
-    migration=st.builds(MigrationKey, text, text, text),
+    migration=st.builds(MigrationKey, uids, text, text),
     role=st.sampled_from(Role),
     goal=st.sampled_from(Goal),
     epoch=u64,
@@ -49,7 +50,9 @@ commands = st.builds(
     spec=st.none()
     | st.builds(
         SessionSpec,
-        devices=st.lists(st.builds(SessionDevice, text, text, text), max_size=3).map(tuple),
+        devices=st.lists(
+            st.builds(SessionDevice, text, text, text), max_size=3, unique_by=(lambda d: d.name, lambda d: d.address)
+        ).map(tuple),
         pre_copy=st.booleans(),
         bandwidth_limit_bytes_per_second=u64,
         switchover_timeout_milliseconds=u32,
@@ -74,7 +77,7 @@ devices = st.builds(
 )
 reports = st.builds(
     SessionReport,
-    migration_uid=text,
+    migration_uid=uids,
     role=st.sampled_from(Role),
     epoch=u64,
     sequence=u64,
@@ -117,9 +120,12 @@ def test_a_hello_comes_back_as_it_was(hello: AgentHello) -> None:
     assert wire.hello_from_wire(pb.Hello.FromString(raw)) == hello
 
 
+KEY = pb.MigrationKey(uid="u")
+
+
 def test_who_says_nothing_of_acknowledgements_wants_them() -> None:
     """An operator of before the field must not have its devices stopped without."""
-    message = pb.Command(role="Source", goal="Prepared", spec=pb.SessionSpec(pre_copy=True))
+    message = pb.Command(migration=KEY, role="Source", goal="Prepared", spec=pb.SessionSpec(pre_copy=True))
     spec = wire.command_from_wire(message).spec
     assert spec is not None
     assert spec.switchover_ack
@@ -131,22 +137,44 @@ COMMAND = Command(MigrationKey("u", "n", "m"), Role.SOURCE, Goal.PREPARED, 1, 1,
 DEVICE = DeviceReport("gpu0", "0000:3b:00.2", DeviceState.RUNNING)
 REPORT = SessionReport("u", Role.SOURCE, 1, 1)
 HELLO = AgentHello(1, "v", "boot", "pod", "host:1", 1)
-LONG = "x" * (wire.MAX_TEXT + 1)
 
 
-def spec(count: int, name: str = "gpu0") -> SessionSpec:
-    return SessionSpec(tuple(SessionDevice(name, "a", "b") for _ in range(count)))
+LONG_NAME = "x" * (wire.MAX_NAME + 1)
+
+
+def spec(count: int, name: str = "gpu", address: str = "pci") -> SessionSpec:
+    """`name` and `address` are numbered if there is more than one device."""
+    numbers = [str(number) if count > 1 else "" for number in range(count)]
+    return SessionSpec(tuple(SessionDevice(f"{name}{n}", f"{address}{n}", "b") for n in numbers))
+
+
+def key(uid: str) -> MigrationKey:
+    return MigrationKey(uid, "n", "m")
+
+
+TWINS = SessionSpec((SessionDevice("gpu0", "a", "b"), SessionDevice("gpu0", "b", "b")))
+SAME = SessionSpec((SessionDevice("gpu0", "a", "b"), SessionDevice("gpu1", "a", "b")))
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (replace(COMMAND, spec=spec(257)), "257 devices in one message, at most 256 are allowed"),
-        (replace(COMMAND, spec=spec(1, LONG)), "name has 4097 characters, at most 4096 are allowed"),
-        (replace(COMMAND, migration=MigrationKey(LONG, "n", "m")), "uid has 4097 characters"),
+        (replace(COMMAND, spec=spec(1, LONG_NAME)), "name has 254 characters, at most 253 are allowed"),
+        (replace(COMMAND, spec=spec(1, address=LONG_NAME)), "address has 254 characters"),
+        (replace(COMMAND, spec=TWINS), "two devices have the name gpu0"),
+        (replace(COMMAND, spec=SAME), "two devices have the address a"),
+        (replace(COMMAND, migration=key("x" * 37)), "'x+' is no UID: 1 to 36 letters, digits and dashes"),
+        (replace(COMMAND, migration=key("")), "'' is no UID"),
+        (replace(COMMAND, migration=key("../../etc/passwd")), "'../../etc/passwd' is no UID"),
+        (replace(COMMAND, migration=key("u\n")), "is no UID"),
+        (replace(COMMAND, migration=MigrationKey("u", LONG_NAME, "m")), "namespace has 254 characters"),
+        (replace(COMMAND, epoch=2**63), "epoch is 9223372036854775808, at most 9223372036854775807"),
+        (replace(COMMAND, sequence=2**64 - 1), "sequence is 18446744073709551615"),
+        (replace(COMMAND, again=(LONG_NAME,)), "again has 254 characters"),
         (replace(COMMAND, peers=(Peer("n", "a", b""),) * 257), "257 peers in one message"),
         (replace(COMMAND, peers=(Peer("n", "a", bytes(8193)),)), "8193 certificate bytes in one message"),
-        (replace(COMMAND, peers=(Peer(LONG, "a", b""),)), "node has 4097 characters"),
+        (replace(COMMAND, peers=(Peer(LONG_NAME, "a", b""),)), "node has 254 characters"),
     ],
 )
 def test_a_command_beyond_the_bounds_is_refused(command: Command, message: str) -> None:
@@ -159,8 +187,10 @@ def test_a_command_beyond_the_bounds_is_refused(command: Command, message: str) 
     [
         (replace(REPORT, devices=(DEVICE,) * 257), "257 devices in one message"),
         (replace(REPORT, certificate=bytes(8193)), "8193 certificate bytes"),
-        (replace(REPORT, migration_uid=LONG), "uid has 4097 characters"),
-        (replace(REPORT, timings=(Timing(LONG, 1),)), "step has 4097 characters"),
+        (replace(REPORT, migration_uid="x" * 37), "is no UID"),
+        (replace(REPORT, sequence=2**63), "sequence is 9223372036854775808"),
+        (replace(REPORT, timings=(Timing("x" * 321, 1),)), "step has 321 characters, at most 320"),
+        (replace(REPORT, lost=(LONG_NAME,)), "lost has 254 characters"),
         (replace(REPORT, timings=(Timing("load", 1),) * 1025), "1025 timings in one message"),
     ],
 )
@@ -169,10 +199,19 @@ def test_a_report_beyond_the_bounds_is_refused(report: SessionReport, message: s
         wire.report_from_wire(wire.report_to_wire(report))
 
 
+def test_what_a_device_measures_beyond_the_bounds_is_taken_for_very_much() -> None:
+    """A driver that says 2**64 - 1 must not make an agent unheard."""
+    device = replace(DEVICE, stop_copy_bytes=2**64 - 1, dirty_bytes=2**64 - 1)
+    found = wire.report_from_wire(wire.report_to_wire(replace(REPORT, devices=(device,))))
+    assert found.devices == (replace(DEVICE, stop_copy_bytes=2**63 - 1, dirty_bytes=2**63 - 1),)
+
+
 def test_a_hello_beyond_the_bounds_is_refused() -> None:
     message = wire.hello_to_wire(replace(HELLO, sessions=(REPORT,) * 257))
     with pytest.raises(ValueError, match="257 sessions in one message"):
         wire.hello_from_wire(message)
+    with pytest.raises(ValueError, match="highest epoch is 9223372036854775808"):
+        wire.hello_from_wire(wire.hello_to_wire(replace(HELLO, highest_epoch=2**63)))
 
 
 def change(message: pb.Command | pb.SessionReport, **fields: object) -> Callable[[], object]:
