@@ -21,6 +21,7 @@ from vfio_api.errors import DeviceError, Reason, VFIOMigrationError
 
 log = structlog.get_logger()
 MAX_REQUEST = 4096
+MAX_NAME = 253
 REQUEST_SECONDS = 5.0
 
 
@@ -55,13 +56,13 @@ class Broker:
         try:
             request: Any = json.loads(connection.recv(MAX_REQUEST))
             if "close" in request:
-                reply = self._close(str(request["close"]))
+                reply = self._close(_name(request["close"]))
             else:
-                reply, fds = self._open(str(request["open"]), str(request.get("workload", "unnamed")))
+                reply, fds = self._open(_name(request["open"]), _name(request.get("workload", "unnamed")))
         except VFIOMigrationError as error:
             reply = {"error": error.message, "reason": error.reason}
-        except (ValueError, KeyError, TypeError) as error:
-            reply = {"error": f"not a request: {error!r}", "reason": Reason.COMMAND_REFUSED}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reply = {"error": f"not a request: {error!r:.200}", "reason": Reason.COMMAND_REFUSED}
         except (KeeperError, OSError) as error:
             reply = {"error": f"this node's keeper or device does not answer: {error}", "reason": Reason.DEVICE_LOST}
             log.error("workload's request failed", error=str(error))
@@ -86,6 +87,12 @@ class Broker:
         self._holdings.release(address)
         log.info("device closed for its workload", device=address)
         return {}
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        raise ValueError(f"a name has at most {MAX_NAME} characters")
+    return value
 
 
 def request_device(path: Path, address: str, workload: str, timeout: float = 10.0) -> tuple[str, list[int]]:

@@ -53,8 +53,12 @@ class Holdings:
         for address in self._keeper.held():
             meta, fds = self._keeper.take(address)
             backend = self._backends.get(str(meta.get("backend")))
-            if backend is None:
-                log.warning("held device has no backend here", device=address, backend=meta.get("backend"))
+            noted = [meta.get(name) for name in ("incarnation", "holder")]
+            if backend is None or not all(isinstance(each, str) for each in noted):
+                # it goes on being held: whose it is is not known
+                log.error(
+                    "held device has no backend here, or nothing that says whose it is", device=address, meta=meta
+                )
                 for fd in fds:
                     os.close(fd)
                 continue

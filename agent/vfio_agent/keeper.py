@@ -9,17 +9,23 @@ project, decides nothing, and never holds data fds: a crash in mid-stream means 
 import argparse
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 MAX_MESSAGE = 64 * 1024
 MAX_FDS = 8
+SPARE_FDS = 16  # to go on answering: a connection, and what it brings
 MAX_DEVICES = 1024
+MAX_NAME = 56  # characters; the list of all names fits into a message
+ACCEPT_RETRY_SECONDS = 0.1
+MAX_META = 8 * 1024  # bytes as JSON
 
 Json = dict[str, Any]
 
@@ -40,9 +46,13 @@ class Keeper:
 
     def answer(self, request: Json, fds: list[int]) -> tuple[Json, list[int]]:
         """Reply and fds to send along for one request; fds received and not stored are closed."""
-        operation, name = request.get("op"), str(request.get("name", ""))
+        operation, name, meta = request.get("op"), str(request.get("name", "")), request.get("meta", {})
+        if not isinstance(meta, dict) or len(json.dumps(meta)) > MAX_META:
+            for fd in fds:
+                os.close(fd)
+            return {"error": f"what is noted of a device is an object of at most {MAX_META} bytes"}, []
         if operation == "store":
-            return self._store(name, request.get("meta", {}), fds), []
+            return self._store(name, meta, fds), []
         for fd in fds:
             os.close(fd)
         if operation == "list":
@@ -53,7 +63,7 @@ class Keeper:
             meta, held_fds = self._held[name]
             return {"meta": meta}, held_fds
         if operation == "note":
-            self._held[name] = (request.get("meta", {}), self._held[name][1])
+            self._held[name] = (meta, self._held[name][1])
             return {}, []
         if operation == "drop":
             for fd in self._held.pop(name)[1]:
@@ -62,10 +72,18 @@ class Keeper:
         return {"error": f"unknown operation {operation!r}"}, []
 
     def _store(self, name: str, meta: Json, fds: list[int]) -> Json:
-        if not name or not fds or name in self._held or len(self._held) >= MAX_DEVICES:
+        bad_name = not 0 < len(name) <= MAX_NAME or not name.isascii() or not name.isprintable()
+        if bad_name or not fds or name in self._held or len(self._held) >= MAX_DEVICES:
             for fd in fds:
                 os.close(fd)
-            return {"error": f"cannot store {name!r}: no name, no fds, held already, or {MAX_DEVICES} are held"}
+            return {
+                "error": f"cannot store {name[:MAX_NAME]!r}: no name of at most {MAX_NAME} characters, no fds, held "
+                f"already, or {MAX_DEVICES} are held"
+            }
+        if max(fds) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FDS:  # the lowest free ones are given out
+            for fd in fds:
+                os.close(fd)
+            return {"error": f"cannot store {name!r}: this process may not have more open files; raise its limit"}
         self._held[name] = (meta, fds)
         return {}
 
@@ -86,7 +104,12 @@ class KeeperClient:
     def take(self, name: str) -> tuple[Json, list[int]]:
         """Meta and fresh duplicates of the fds; the keeper goes on holding its own."""
         reply, fds = self._ask({"op": "take", "name": name})
-        return reply["meta"], fds
+        meta = reply.get("meta")
+        if not isinstance(meta, dict) or not fds:
+            for fd in fds:
+                os.close(fd)
+            raise KeeperError(f"keeper: no answer to take {name} that makes sense: {str(reply)[:200]}")
+        return meta, fds
 
     def note(self, name: str, meta: Json) -> None:
         """Replace what is noted beside a device."""
@@ -98,7 +121,9 @@ class KeeperClient:
 
     def held(self) -> list[str]:
         """The names of everything held."""
-        devices: list[str] = self._ask({"op": "list"})[0]["devices"]
+        devices = self._ask({"op": "list"})[0].get("devices")
+        if not isinstance(devices, list) or not all(isinstance(name, str) for name in devices):
+            raise KeeperError(f"keeper: no answer to list that makes sense: {str(devices)[:200]}")
         return devices
 
     def _ask(self, request: Json, fds: list[int] | None = None) -> tuple[Json, list[int]]:
@@ -114,7 +139,14 @@ class KeeperClient:
             raise KeeperError(f"keeper at {self._path} does not answer: {error}; is vfio-keeper running?") from error
         if not raw:
             raise KeeperError(f"keeper at {self._path} closed the connection without an answer")
-        reply = json.loads(raw)
+        try:
+            reply = json.loads(raw)
+            if not isinstance(reply, dict):
+                raise ValueError("not an object")
+        except (ValueError, RecursionError) as error:
+            for fd in received:
+                os.close(fd)
+            raise KeeperError(f"keeper at {self._path} answers what is no answer: {error}") from None
         if "error" in reply:
             raise KeeperError(f"keeper: {reply['error']}")
         return reply, received
@@ -132,9 +164,9 @@ def _serve_one(keeper: Keeper, connection: socket.socket) -> None:
     try:
         if not _same_user(connection):
             return
-        raw, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE, MAX_FDS)
-        if not raw:
-            return
+        raw, fds, flags, _ = socket.recv_fds(connection, MAX_MESSAGE, MAX_FDS)
+        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):  # a device of which some fds are missing is none
+            raise ValueError(f"it has more than {MAX_FDS} fds or {MAX_MESSAGE} bytes, or this process no room for them")
         request = json.loads(raw)
         if not isinstance(request, dict):
             raise ValueError("not an object")
@@ -154,6 +186,8 @@ def main() -> None:
     parser.add_argument("--exit-on-stdin-eof", action="store_true", help="end with the parent, for tests")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # it is there to hold many
     try:
         KeeperClient(arguments.socket, 1.0).held()
     except KeeperError:
@@ -175,7 +209,12 @@ def main() -> None:
                     if not os.read(0, 1):
                         return
                     continue
-                connection, _address = listener.accept()
+                try:
+                    connection, _address = listener.accept()
+                except OSError as error:  # whatever it is, it must not end with what is held
+                    print(f"keeper: nobody accepted: {error}", file=sys.stderr, flush=True)
+                    time.sleep(ACCEPT_RETRY_SECONDS)
+                    continue
                 with connection:
                     _serve_one(keeper, connection)
 

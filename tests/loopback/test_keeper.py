@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -242,3 +244,82 @@ def test_it_imports_nothing_of_the_project() -> None:
         [sys.executable, "-c", seen], env=environment(), capture_output=True, text=True, check=True
     ).stdout.split()
     assert found == ["vfio_agent", "vfio_agent.keeper"]
+
+
+# --- bounds
+
+
+@pytest.mark.parametrize("name", ["", "x" * 57, "gerät", "a\nb"])
+def test_a_name_that_the_list_could_not_tell_is_not_stored(
+    keeper: KeeperProcess, pipe: tuple[int, int], name: str
+) -> None:
+    with pytest.raises(KeeperError, match="no name of at most 56 characters"):
+        keeper.client.store(name, META, [pipe[1]])
+    assert keeper.client.held() == []
+    assert keeper.duplicates(pipe[1]) == 0
+
+
+def test_more_than_can_be_told_of_a_device_is_not_noted(keeper: KeeperProcess, pipe: tuple[int, int]) -> None:
+    much = {**META, "holder": "ü" * 2000}
+    with pytest.raises(KeeperError, match="an object of at most 8192 bytes"):
+        keeper.client.store("a", much, [pipe[1]])
+    assert keeper.duplicates(pipe[1]) == 0
+    keeper.client.store("a", META, [pipe[1]])
+    with pytest.raises(KeeperError, match="an object of at most 8192 bytes"):
+        keeper.client.note("a", much)
+    assert keeper.client.take("a")[0] == META
+
+
+def fill(keeper: KeeperProcess, fd: int) -> None:
+    for number in range(40):
+        keeper.client.store(f"sim{number}", META, [fd] * 3)
+
+
+def test_a_keeper_that_may_open_no_more_files_says_so_and_loses_nothing(
+    keeper: KeeperProcess, pipe: tuple[int, int]
+) -> None:
+    resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, (40, 40))
+    with pytest.raises(KeeperError, match="this process may not have more open files"):
+        fill(keeper, pipe[1])
+    stored = len(keeper.client.held())
+    assert stored
+    # room for a connection, and for a part of the fds that it brings: the kernel passes no more on
+    highest = max(int(link.name) for link in Path(f"/proc/{keeper.process.pid}/fd").iterdir())
+    resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, (highest + 3, 40))
+    with pytest.raises(KeeperError):
+        keeper.client.store("more", META, [pipe[1]] * 8)
+    assert len(keeper.client.held()) == stored
+    # not even for a connection
+    resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, (3, 40))
+    with pytest.raises(KeeperError, match="does not answer"):
+        KeeperClient(keeper.path, 0.3).held()
+    resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, (40, 40))
+    assert len(keeper.client.held()) == stored
+    assert keeper.duplicates(pipe[1]) == 3 * stored
+
+
+REPLIES = [b"", b"no json", b"[]", b"[" * 5000, b"{}", b'{"devices": "a"}', b'{"devices": [1]}', b'{"meta": []}']
+
+
+@pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: reply[:20].decode())
+def test_what_is_no_answer_is_an_error_that_callers_know(tmp_path: Path, reply: bytes) -> None:
+    path = tmp_path / "liar.sock"
+
+    def answer(listener: socket.socket) -> None:
+        for _ in range(2):
+            connection, _address = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.send(reply)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        liar = threading.Thread(target=answer, args=(listener,), daemon=True)
+        liar.start()
+        client = KeeperClient(path)
+        with pytest.raises(KeeperError):
+            client.held()
+        with pytest.raises(KeeperError):
+            client.take("a")
+        liar.join(10)
