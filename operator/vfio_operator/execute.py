@@ -24,13 +24,13 @@ from vfio_operator.actions import (
 )
 from vfio_operator.authority import forbidden, may_use_all
 from vfio_operator.channel import Agents
+from vfio_operator.conditions import is_released, wants_pre_copy
 from vfio_operator.history import History
 from vfio_operator.kube import API_ERRORS, OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Switchover
 from vfio_operator.requester import Wanted
-from vfio_operator.steps import is_released, wants_pre_copy
 
 log = structlog.get_logger()
 MAX_ATTEMPTS = 6

@@ -13,19 +13,11 @@ from vfio_api.models_status import Phase
 from vfio_api.names import AGENT_PREFIX
 from vfio_api.types import Failure, Goal, Outcome, Role
 from vfio_operator.actions import Authorize, Finish, Plan, Step
+from vfio_operator.conditions import all_reached, sources_run, target_lost
 from vfio_operator.forecast import forecast, not_acknowledged, planned
 from vfio_operator.observed import Observed, Pair
 from vfio_operator.resolve import resolve
-from vfio_operator.steps import (
-    FORWARD,
-    LOST,
-    REHEARSAL,
-    REHEARSAL_BACK,
-    ROLLBACK,
-    all_reached,
-    sources_run,
-    target_lost,
-)
+from vfio_operator.steps import FORWARD, LOST, REHEARSAL, REHEARSAL_BACK, ROLLBACK
 
 # Right after an election agents have not dialled yet; right after another migration the inventory may still show who
 # held a device before: these refusals may be premature.
@@ -139,7 +131,7 @@ def rolls_back(observed: Observed) -> bool:
 
 
 _ECHOES = (Reason.STREAM_BROKEN, Reason.FRAME_INVALID)
-_RANK = {Reason.SOURCE_STATE_LOST: 0} | dict.fromkeys(_ECHOES, 2)
+_RANK = {Reason.SOURCE_STATE_LOST: 0, Reason.OPERATOR_RESTARTED: 3} | dict.fromkeys(_ECHOES, 2)
 
 
 def first_failure(observed: Observed) -> Failure | None:
@@ -157,19 +149,13 @@ def first_failure(observed: Observed) -> Failure | None:
             continue  # the sources have closed their streams, as they were told
         if not report.backward or report.failure.reason is Reason.SOURCE_STATE_LOST or not found:
             found.append(report.failure)
+    if (asked := _abort_of_an_agent(observed)) is not None:
+        found.append(asked)
     if found:
         return min(found, key=lambda failure: _RANK.get(failure.reason, 1))
     if observed.wish.cancel or observed.wish.deleted:
         what = "spec.cancel was set" if observed.wish.cancel else "the VFIOMigration was deleted"
         return Failure(Reason.CANCELLED, f"{what} before the decision; every source runs on")
-    switchover = observed.switchover
-    if switchover.decision is Outcome.ABORT and switchover.by.startswith(AGENT_PREFIX):
-        node, seconds = switchover.by.removeprefix(AGENT_PREFIX), observed.wish.strategy.switchover_timeout_seconds
-        return Failure(
-            Reason.SWITCHOVER_TIMEOUT,
-            f"the source on node {node} heard nothing of the switchover for {seconds} s and asked for Abort; look at "
-            "the operator's pods and at the network between them and that node",
-        )
     turned = any(p.report is not None and p.report.backward for p in observed.participants)
     if turned and not observed.rehearsed:
         return Failure(
@@ -177,6 +163,18 @@ def first_failure(observed: Observed) -> Failure | None:
             "an earlier leader was rolling this migration back when it ended; its log and the Events say why",
         )
     return None
+
+
+def _abort_of_an_agent(observed: Observed) -> Failure | None:
+    switchover = observed.switchover
+    if switchover.decision is not Outcome.ABORT or not switchover.by.startswith(AGENT_PREFIX):
+        return None
+    node, seconds = switchover.by.removeprefix(AGENT_PREFIX), observed.wish.strategy.switchover_timeout_seconds
+    return Failure(
+        Reason.SWITCHOVER_TIMEOUT,
+        f"the source on node {node} heard nothing of the switchover for {seconds} s and asked for Abort; look at "
+        "the operator's pods and at the network between them and that node",
+    )
 
 
 def _cancelled(observed: Observed) -> bool:

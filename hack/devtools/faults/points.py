@@ -1,5 +1,6 @@
 """The points of a migration at which time is stopped: how each is come to, and what proves that it was."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ from devtools.faults.story import End
 from vfio_api.device import DeviceState as S
 
 HOLD_SECONDS = 40.0
+PROOF_SECONDS = 3.0
 READ_AFTER_BYTES = 64 * 1024
 
 
@@ -107,6 +109,8 @@ class Point:
         if not self.hold.reached(situation) or not self.after(situation):
             situation.proof = ""
             return False
+        with contextlib.suppress(TimeoutError):  # what the API server stores is seen a moment later
+            situation.lane.wait(lambda: self.prove(situation), "", PROOF_SECONDS)
         return self.prove(situation)
 
     def prove(self, situation: Situation) -> bool:
