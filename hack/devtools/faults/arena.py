@@ -28,8 +28,8 @@ OPERATOR = {
     "API_SECONDS": "30",
     "JANITOR_SECONDS": "1",
     "SETTLE_SECONDS": "4",
-    "LEASE_SECONDS": "3",
-    "RENEW_DEADLINE_SECONDS": "2",
+    "LEASE_SECONDS": "4",
+    "RENEW_DEADLINE_SECONDS": "3",
     "RETRY_SECONDS": "0.3",
 }
 AUDIT = """apiVersion: audit.k8s.io/v1
@@ -98,7 +98,8 @@ class Api:
 class Arena:
     """One control plane. replicas: how many operators there are while nothing is wrong.
 
-    Its children end with the thread that entered it.
+    Its children end with the thread that entered it, which is to call `replenish` from time to time, as a Deployment
+    would: an operator that ends is replaced.
     """
 
     def __init__(self, nodes: Sequence[str], folder: Path, replicas: int = 1):
@@ -111,6 +112,7 @@ class Arena:
         self._replicas, self._number = replicas, 0
         self.operators: dict[str, Child] = {}
         self.stopping = threading.Event()
+        self.away = threading.Event()  # the API server was killed: nothing can be started
 
     def __enter__(self) -> "Arena":
         self.stack.__enter__()
@@ -122,6 +124,7 @@ class Arena:
         self.witness.start()
         self.stack.closing.callback(self.witness.stop)
         self.replenish()
+        self.await_leader(frozenset())
         return self
 
     def __exit__(
@@ -135,14 +138,16 @@ class Arena:
         return int(self.stack.plane.server.rpartition(":")[2])
 
     def replenish(self) -> None:
-        """Have as many operators as there should be, one of which leads."""
-        self.operators = {name: child for name, child in self.operators.items() if child.running}
-        while len(self.operators) < self._replicas:
+        """Have as many operators as there should be. In the arena's own thread."""
+        if self.away.is_set():
+            return
+        running = {name for name, child in self.operators.items() if child.running}
+        for _ in range(self._replicas - len(running)):
             name = f"operator-{self._number}"
             self._number += 1
             server = f"https://127.0.0.1:{self.link.port}"
-            self.operators[name] = self.stack.start_operator(name, server=server, **OPERATOR)
-        self.await_leader(frozenset())
+            # another dictionary: other threads look at it
+            self.operators = {**self.operators, name: self.stack.start_operator(name, server=server, **OPERATOR)}
 
     def leader(self) -> Child:
         """The operator that leads. Raises KeyError if none of ours does."""

@@ -92,12 +92,14 @@ def _judge_woken(situation: Situation) -> tuple[Violation, ...]:
 
 
 def _kill_api(situation: Situation) -> None:
+    situation.lane.arena.away.set()
     situation.lane.arena.stack.plane.kill()
 
 
 def _restart_api(situation: Situation) -> None:
     situation.lane.arena.stopping.wait(1.0)
     situation.lane.arena.stack.plane.restart()
+    situation.lane.arena.away.clear()
 
 
 def _kill_agent(side: str) -> Act:

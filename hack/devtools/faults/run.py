@@ -1,5 +1,6 @@
 """Runs cells: opens devices, begins a migration, stops time, lets something go wrong, and asks the checker."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,8 @@ from devtools.faults.lane import Lane
 from devtools.faults.points import Situation
 from devtools.faults.report import Result, running_again
 from devtools.faults.story import Story, Violation
+from devtools.plane import KubectlError
+from devtools.processes import ProcessError
 
 END_SECONDS = 60.0  # from the end of a fault to the end of its migration
 Told = Callable[[Result, float], None]
@@ -42,7 +45,7 @@ def run_cell(lane: Lane, cell: Cell, number: int) -> Result:
 
 
 def _run(lane: Lane, cell: Cell, number: int) -> Result:
-    lane.arena.replenish()
+    lane.arena.await_leader(frozenset())
     lane.reset()
     pairs = lane.pairs(cell.shape)
     lane.open(pairs)
@@ -177,8 +180,10 @@ class Matrix:
             workers = [threading.Thread(target=self._lane, args=(arena, lane, queue), name=lane) for lane in names]
             for worker in workers:
                 worker.start()
-            for worker in workers:
-                worker.join()
+            while any(worker.is_alive() for worker in workers):
+                arena.stopping.wait(0.2)
+                with contextlib.suppress(ProcessError, KubectlError):  # tried again at once
+                    arena.replenish()
 
     def _lane(self, arena: Arena, name: str, queue: "Queue[tuple[int, Cell]]") -> None:
         lane = Lane(arena, name)  # its children end with this thread
