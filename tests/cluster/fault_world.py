@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from cluster.world import World, mark, migration, pairs
@@ -13,6 +13,7 @@ from devtools.faults.story import TERMINAL, End
 from devtools.faults.witness import Witness
 from devtools.processes import Child
 from devtools.stack import SimulatedDevice, Stack
+from vfio_api.errors import DeviceError
 
 SOURCE, TARGET = "node-a", "node-b"
 DEVICES = ["sim0", "sim1", "sim2"]
@@ -25,6 +26,7 @@ OPERATOR = {
     "LEASE_SECONDS": "3",
     "RENEW_DEADLINE_SECONDS": "2",
     "RETRY_SECONDS": "0.3",
+    "JANITOR_SECONDS": "60",  # what should not be left over is to be seen
 }
 AGENT = {"SILENCE_SECONDS": "4"}
 ARC_US = 5_000  # long enough for what is done too early to be seen
@@ -37,7 +39,6 @@ class FaultWorld(World):
         self.witness = witness
         self.modules = {SOURCE: "vfio_agent", TARGET: "vfio_agent", "operator": "vfio_operator"}
         self.closed: set[End] = set()
-        self.spoilt = False  # something is left that only a fresh start removes
         self._operators = 0
         for name in (SOURCE, TARGET):
             stack.add_node(name, [SimulatedDevice(address, arc_latency_us=ARC_US) for address in DEVICES])
@@ -56,9 +57,11 @@ class FaultWorld(World):
         """Another operator, of the kind that is wanted now."""
         self.operator = self._operator(self.stack)
 
-    def start_agent(self, name: str) -> None:
-        """The agent of a node, of the kind that is wanted now."""
-        self.stack.nodes[name].start_agent(module=self.modules[name], **AGENT).wait_for('"event": "connected"')
+    def start_agent(self, name: str, *, connected: bool = True) -> None:
+        """The agent of a node, of the kind that is wanted now; there need not be a leader to connect to."""
+        agent = self.stack.nodes[name].start_agent(module=self.modules[name], **AGENT)
+        if connected:
+            agent.wait_for('"event": "connected"')
 
     def kill_agent(self, name: str) -> None:
         """SIGKILL."""
@@ -75,84 +78,69 @@ class FaultWorld(World):
         self.start_agent(name)
 
     def become(self, **modules: str) -> None:
-        """Have the product run, but for the given modules (source, target, operator), with nothing left of before."""
+        """Start everything anew and from nothing: the product, but for the given modules (source, target, operator)."""
         names = {"source": SOURCE, "target": TARGET, "operator": "operator"}
-        wanted = {SOURCE: "vfio_agent", TARGET: "vfio_agent", "operator": "vfio_operator"}
-        wanted |= {names[part]: f"mutants.{module}" for part, module in modules.items()}
-        changed = {name for name, module in wanted.items() if self.spoilt or self.modules[name] != module}
-        self.modules = wanted
-        if not self.spoilt:
-            self.free()
-        if "operator" in changed:
-            self.operator.stop(5)
-        for name in changed - {"operator"}:
-            self.kill_agent(name)
-            if self.spoilt:
-                self._wipe(name)
-        if self.spoilt:
-            self._forget()
-        if "operator" in changed:
-            self.start_operator()
-        for name in changed - {"operator"}:
-            self.start_agent(name)
+        self.modules = {SOURCE: "vfio_agent", TARGET: "vfio_agent", "operator": "vfio_operator"}
+        self.modules |= {names[part]: f"mutants.{module}" for part, module in modules.items()}
+        self.operator.kill()
         for name in (SOURCE, TARGET):
+            node = self.stack.nodes[name]
+            self.kill_agent(name)
+            node.keeper.kill()
+            for folder in ("state", "run"):
+                shutil.rmtree(node.dir / folder, ignore_errors=True)
+            node.restart_keeper()
             for address in DEVICES:
                 self.control(name).clear_faults(address)
-        self.spoilt = False
-
-    def _wipe(self, name: str) -> None:
-        node = self.stack.nodes[name]
-        node.keeper.kill()
-        for folder in ("state", "run"):
-            shutil.rmtree(node.dir / folder, ignore_errors=True)
-        node.restart_keeper()
+        self._forget()
+        self.start_operator()
+        for name in (SOURCE, TARGET):
+            self.start_agent(name)
 
     def _forget(self) -> None:
-        """Remove what has not ended, whatever holds it, and every claim."""
+        """Remove every object of earlier migrations, whatever holds it, and their claims."""
         for kind in ("vfiomigrations", "vfioswitchovers"):
             for found in self.stack.get(kind)["items"]:
                 name = found["metadata"]["name"]
-                if "finalizers" in found["metadata"]:
-                    self.stack.kubectl("patch", kind, name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-                    self.stack.kubectl("delete", kind, name, "--ignore-not-found", "--wait=false")
+                self.stack.kubectl("patch", kind, name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+                self.stack.kubectl("delete", kind, name, "--ignore-not-found")
         for found in self.stack.get("vfd")["items"]:
             if "claimRef" in found["spec"]:
                 name = found["metadata"]["name"]
                 self.stack.kubectl("patch", "vfd", name, "--type=merge", "-p", '{"spec":{"claimRef":null}}')
 
-    @contextlib.contextmanager
-    def workload(self, node: str = SOURCE, addresses: Sequence[str] = DEVICES) -> Iterator[None]:
-        """Devices open on the source node; nothing is promised of them afterwards."""
-        self.open(self.stack.nodes[node], addresses)
-        yield
-
     def told(self, name: str, disturb: Callable[["FaultWorld", str], None], seconds: float = 45, **spec: Any) -> Story:
         """Migrate, `disturb` it, wait for its end (or `seconds`), and tell what happened."""
-        self.closed = set()
-        with self.workload():
-            gatherer = Gatherer(self.stack.nodes.values())
-            self.apply(migration(name, pairs(DEVICES), **spec))
-            disturb(self, name)
-            uid = self.stack.get("vfm", name)["metadata"]["uid"]
-            self.witness.wait_for_phase(uid, TERMINAL, seconds)
-            try:
-                self.stack.wait_until(self._quiet, "nothing is claimed, one side is closed", 5)
-            except TimeoutError:  # what is left open or claimed is for the checker to say
-                self.spoilt = True
-            self.spoilt |= bool(self.closed) or not self.witness.wait_for_phase(uid, TERMINAL, 0)
-            return gatherer.story(
-                self.witness,
-                uid,
-                pairs(DEVICES),
-                marks_ok=self._marked,
-                claims_left=self._claims(),
-                closed_by_fault=self.closed,
-            )
+        self.closed, self.spoilt = set(), True  # until all has gone well
+        self.open(self.stack.nodes[SOURCE], DEVICES)
+        gatherer = Gatherer(self.stack.nodes.values())
+        self.apply(migration(name, pairs(DEVICES), **spec))
+        disturb(self, name)
+        uid = self.stack.get("vfm", name)["metadata"]["uid"]
+        ended = self.witness.wait_for_phase(uid, TERMINAL, seconds)
+        quiet = self._come_to_rest()
+        story = gatherer.story(
+            self.witness,
+            uid,
+            pairs(DEVICES),
+            marks_ok=self._marked,
+            claims_left=self._claims(),
+            closed_by_fault=self.closed,
+        )
+        self.spoilt = bool(self.closed) or not ended or not quiet
+        return story
+
+    def _come_to_rest(self) -> bool:
+        """Wait a little for what is released after the end; what is left then is for the checker to say."""
+        with contextlib.suppress(TimeoutError):
+            self.stack.wait_until(self._quiet, "nothing is claimed, one side is closed", 5)
+            return True
+        return False
 
     def _marked(self, source: End, device: End) -> bool:
         try:
             return self.marks(device[0], [device[1]]) == [mark(source[1])]
-        except OSError:
+        except (OSError, DeviceError):  # closed meanwhile, or held by what should have ended
             return False
 
     def _claims(self) -> int:

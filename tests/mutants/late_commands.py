@@ -1,12 +1,9 @@
 """A network that delivers the first command to a target once more, when its session has ended under a later leader."""
 
-import asyncio
-
 from vfio_agent.agent import Agent
 from vfio_agent.session import Session
 from vfio_api.types import Command, Goal, Role
 
-_LATER_SECONDS = 0.2
 _take, _end = Agent.take, Agent._end
 _first: dict[str, Command] = {}
 
@@ -21,7 +18,7 @@ def _end_and_deliver(self: Agent, identity: tuple[str, Role], session: Session) 
     _end(self, identity, session)
     late = _first.get(identity[0])
     if identity[1] is Role.TARGET and late is not None and late.epoch < self.highest_epoch:
-        asyncio.get_running_loop().call_later(_LATER_SECONDS, self.take, late)
+        self.take(late)
 
 
 def deliver_late() -> None:
