@@ -164,6 +164,8 @@ class Agent:
         """The session, if there is one, is unharmed; only the next report tells of it."""
         if identity in self._sessions:
             self._refused[identity] = failure
+        elif failure.reason is Reason.STALE_EPOCH:
+            return  # who leads now has not asked: to it, how the session ended is the last word
         else:
             self._last[identity] = replace(_released(command), reached=None, failure=failure)
         self._dirty.add(identity)

@@ -304,6 +304,22 @@ def test_a_command_of_an_older_epoch_is_refused(nodes: tuple[Node, Node]) -> Non
     play(nodes, scene)
 
 
+def test_a_late_command_of_an_old_leader_does_not_unsay_how_a_session_ended(nodes: tuple[Node, Node]) -> None:
+    async def scene(operator: Operator) -> None:
+        await operator.prepare()
+        old = operator.command(SOURCE, Goal.PREPARED)
+        operator.epoch = 5
+        await operator.source.agent.raise_epoch(5)
+        ended = await operator.roll_back()
+        operator.source.agent.take(old)
+        operator.source.agent.take(operator.command(TARGET, Goal.RELEASED))  # what is said of SOURCE comes first
+        await operator.source.until(TARGET, lambda report: report.reached is Goal.RELEASED)
+        assert ended.reached is Goal.RELEASED
+        assert operator.source.reports[SOURCE] == ended
+
+    play(nodes, scene)
+
+
 def test_a_repeated_command_changes_nothing(nodes: tuple[Node, Node]) -> None:
     async def scene(operator: Operator) -> None:
         async def twice(role: Role, goal: Goal) -> None:
