@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 MAX_REQUEST = 64 * 1024
 REQUEST_SECONDS = 60.0
 POLL_SECONDS = 0.02
+AGENT = "vfio_agent"
 
 
 class AgentsError(RuntimeError):
@@ -36,9 +38,13 @@ class Agents:
     name: str
     port: int
 
-    def start(self, env: Mapping[str, str], log: Path, inside: str) -> "ForkedAgent":
-        """Start an agent; it logs to `log`, which the guest calls `inside`. Raises AgentsError."""
-        return ForkedAgent(self, int(self.ask({"op": "start", "env": dict(env), "log": inside})["pid"]), log)
+    def start(self, env: Mapping[str, str], log: Path, inside: str, module: str) -> "ForkedAgent":
+        """Start an agent; it logs to `log`, which the guest calls `inside`. Raises AgentsError.
+
+        module: vfio_agent, or another program that is an agent.
+        """
+        reply = self.ask({"op": "start", "env": dict(env), "log": inside, "module": module})
+        return ForkedAgent(self, int(reply["pid"]), log)
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """One request. Raises AgentsError, or OSError if nobody listens."""
@@ -93,7 +99,7 @@ class _Server:
             case "start":
                 pid = os.fork()
                 if not pid:
-                    _become_agent(request["env"], request["log"], connections)
+                    _become_agent(request["module"], request["env"], request["log"], connections)
                 return {"pid": pid}
             case "poll":
                 return {"rc": self._poll(request["pid"])}
@@ -113,7 +119,7 @@ class _Server:
         return self._ended[pid]
 
 
-def _become_agent(env: Mapping[str, str], log: str, connections: tuple[socket.socket, ...]) -> NoReturn:
+def _become_agent(module: str, env: Mapping[str, str], log: str, connections: tuple[socket.socket, ...]) -> NoReturn:
     """In the child: what a new process would have, then the agent until its end."""
     from vfio_agent.__main__ import main as run_agent
 
@@ -127,7 +133,10 @@ def _become_agent(env: Mapping[str, str], log: str, connections: tuple[socket.so
             os.dup2(output, fd)
         os.close(output)
         os.environ.update(env)
-        run_agent()
+        if module == AGENT:
+            run_agent()
+        else:
+            runpy.run_module(module, run_name="__main__")
         code = 0
     except SystemExit as end:
         print(end.code, file=sys.stderr, flush=True)

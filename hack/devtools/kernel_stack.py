@@ -20,7 +20,7 @@ from pathlib import Path
 
 from devtools.guest import HOST, WORKLOAD, Guest, GuestError, Job, Link, free_port
 from devtools.kernel import ensure_qemu, kernel_artefacts
-from devtools.kernel_agents import Agents, ForkedAgent
+from devtools.kernel_agents import AGENT, Agents, ForkedAgent
 from devtools.kernel_workload import Workload
 from devtools.processes import Child
 from devtools.stack import NAMESPACE, ROOT, Stack
@@ -33,7 +33,7 @@ LOG_TAIL = 4000
 METRICS_PORT, WORKLOAD_PORT, AGENTS_PORT = 9102, 9200, 9201  # in the guest, whose ports are all its own
 RUN = Path("/run/vfio-agent")
 KEEPER_SOCKET, BROKER_SOCKET = RUN / "keeper.sock", RUN / "broker.sock"
-SOURCES = ("api", "agent", "hack")
+SOURCES = ("api", "agent", "hack", "tests")
 
 
 class GuestProcess:
@@ -139,11 +139,11 @@ class KernelNode:
         self.keeper = self._spawn("keeper", "-m", "vfio_agent.keeper", "--socket", str(KEEPER_SOCKET))
         self.keeper.wait_for("ready")
 
-    def start_agent(self, **settings: str) -> GuestProcess:
-        """Start the agent, or another after that; returns at once."""
+    def start_agent(self, *, module: str = AGENT, **settings: str) -> GuestProcess:
+        """Start the agent, or another after that; returns at once. module: what to run as the agent."""
         self._starts += 1
         log = self.dir / f"agent-{self._starts}.log"
-        agent = self._agents.start(self._settings(**settings), log, self.guest.inside(log))
+        agent = self._agents.start(self._settings(**settings), log, self.guest.inside(log), module)
         self.agent = GuestProcess(f"agent in {self.name}", agent)
         return self.agent
 
