@@ -26,7 +26,7 @@ OPERATOR = {
     "LEASE_SECONDS": "3",
     "RENEW_DEADLINE_SECONDS": "2",
     "RETRY_SECONDS": "0.3",
-    "JANITOR_SECONDS": "60",  # what should not be left over is to be seen
+    "JANITOR_SECONDS": "1",
 }
 AGENT = {"SILENCE_SECONDS": "4"}
 ARC_US = 5_000  # long enough for what is done too early to be seen
@@ -118,7 +118,7 @@ class FaultWorld(World):
         disturb(self, name)
         uid = self.stack.get("vfm", name)["metadata"]["uid"]
         ended = self.witness.wait_for_phase(uid, TERMINAL, seconds)
-        quiet = self._come_to_rest()
+        quiet = self._come_to_rest(seconds / 2)
         story = gatherer.story(
             self.witness,
             uid,
@@ -130,10 +130,10 @@ class FaultWorld(World):
         self.spoilt = bool(self.closed) or not ended or not quiet
         return story
 
-    def _come_to_rest(self) -> bool:
+    def _come_to_rest(self, seconds: float) -> bool:
         """Wait a little for what is released after the end; what is left then is for the checker to say."""
         with contextlib.suppress(TimeoutError):
-            self.stack.wait_until(self._quiet, "nothing is claimed, one side is closed", 5)
+            self.stack.wait_until(self._quiet, "nothing is claimed, one side is closed", seconds)
             return True
         return False
 

@@ -330,6 +330,14 @@ def target_left_open() -> Story:
     return tale.story("Failed", "VoteTimeout")
 
 
+def target_taken_again() -> Story:
+    """And given back again before anybody looks at how it ended."""
+    tale = aborted()
+    tale.take("open", tale.target(0))
+    tale.take("close", tale.target(0))
+    return tale.story("Failed", "VoteTimeout")
+
+
 BAD = [
     ("never_both", both_run()),
     ("target_starts_after_commit", started_before_commit()),
@@ -365,6 +373,7 @@ BAD = [
     ("no_write_is_lost", moved().story(*MOVED, missing=1)),
     ("no_write_is_lost", resent().story(*MOVED, doubled=1)),
     ("idle_side_is_blank", target_left_open()),
+    ("target_stays_blank", target_taken_again()),
     ("nothing_is_claimed", moved().story(*MOVED, claims_left=2)),
 ]
 

@@ -260,6 +260,19 @@ def idle_side_is_blank(view: View) -> Iterator[str]:
             yield f"pair {pair.name}: {_names({idle})} should be closed and blank: {found}"
 
 
+def target_stays_blank(view: View) -> Iterator[str]:
+    """A target that was blanked and closed on the way back is not opened again."""
+    for target in view.targets:
+        kinds: list[str] = []
+        for event in view.of(target):
+            if event.kind == "arc" or event.errno:
+                continue
+            given_back = kinds[-2:] == ["reset", "close"] and target not in view.story.closed_by_fault
+            if event.kind == "open" and given_back and view.commit is None:
+                yield f"a target that was given back is taken again: {event}"
+            kinds.append(event.kind)
+
+
 Rule = Callable[[View], Iterator[str]]
 
 RULES: tuple[tuple[str, Rule], ...] = (
@@ -280,6 +293,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("I4", losses_are_said),
     ("I4", one_side_runs),
     ("I4", idle_side_is_blank),
+    ("I4", target_stays_blank),
     ("P2P", no_write_is_lost),
     ("Rest", nothing_is_claimed),
 )
