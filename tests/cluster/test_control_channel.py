@@ -233,18 +233,18 @@ def answer(stream: Stream, command: pb.Command) -> None:
 
 def test_no_election_raises_the_epoch_so_far(world: World, token: str, there: Leading) -> None:
     """An agent that is broken into could otherwise use up the epochs, and no operator could ever lead again."""
-    first = pb.AgentMessage(hello=hello("u-leap", epoch=2**63))
+    first = pb.AgentMessage(hello=hello("u-leap", epoch=2**62))
     with dial(there.address, first, bearer(token), ca=there.ca) as stream, pytest.raises(grpc.RpcError) as caught:
         stream.hear()
     assert caught.value.code() is Code.FAILED_PRECONDITION
     said = caught.value.details()
-    assert said.startswith(f"agent on node node-c has seen epoch {2**63}, this operator leads with {there.epoch}: ")
+    assert said.startswith(f"agent on node node-c has seen epoch {2**62}, this operator leads with {there.epoch}: ")
     untouched(world, there, "u-leap")
 
 
 def lies(uid: str, role: Role) -> list[pb.SessionReport]:
     """What a participant might report, but for its sequence: nobody has that many."""
-    common = {"migration_uid": uid, "role": role, "epoch": 1, "sequence": 2**63}
+    common = {"migration_uid": uid, "role": role, "epoch": 1, "sequence": 2**63 - 1}
     broken = pb.Failure(reason=Reason.ARC_FAILED, message="a lie", device="gpu0", errno=5)
     goals = (Goal.LOADED, Goal.RUNNING, Goal.RELEASED)
     return [
@@ -270,6 +270,7 @@ def test_an_agent_has_no_say_in_a_migration_of_other_nodes(world: World, token: 
         found = world.finished(name)
         assert found["status"]["phase"] == "Succeeded", found["status"]
         assert world.marks("node-b", SETS) == [mark(address) for address in SETS]
+        assert metric(world, "vfio_operator_agents_connected") == 3  # it was heard all the time
 
 
 def decided(world: World, uid: str) -> bool:
