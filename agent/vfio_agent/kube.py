@@ -13,7 +13,7 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api import API_GROUP, API_VERSION
-from vfio_api.names import ADDRESS_ANNOTATION, AGENT_PREFIX, CA_CONFIGMAP, CA_KEY, LEASE_NAME
+from vfio_api.names import ADDRESS_ANNOTATION, AGENT_PREFIX, CA_CONFIGMAP, CA_KEY, EPOCH_ANNOTATION, LEASE_NAME
 from vfio_api.types import MigrationKey, Outcome
 
 FIELD_MANAGER = "vfio-agent"
@@ -35,10 +35,11 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Where the leader listens ("host:port") and the CA bundle (PEM) that it published."""
+    """Where the leader listens ("host:port"), the CA bundle (PEM) that it published, and the epoch of the Lease."""
 
     address: str
     ca: bytes
+    epoch: int = 0
 
 
 class AgentApi:
@@ -75,7 +76,8 @@ class AgentApi:
         ca = (bundle.data or {}).get(CA_KEY, "")
         if not address or not ca or not lease.spec.holder_identity:
             return None
-        return Leader(address, ca.encode())
+        epoch = (lease.metadata.annotations or {}).get(EPOCH_ANNOTATION, "0")
+        return Leader(address, ca.encode(), int(epoch) if epoch.isdecimal() else 0)
 
     async def ask_abort(self, key: MigrationKey, node: str) -> None:
         """Write Abort, if nothing is decided yet. Whatever this ends with says nothing: read back what is stored."""

@@ -81,6 +81,8 @@ class Link:
             backoff = min(backoff * 2, LAST_BACKOFF)
 
     async def _talk(self, leader: Leader) -> None:
+        if leader.epoch > self._agent.highest_epoch:  # the Lease is where epochs come from: no older leader is heard
+            await self._agent.raise_epoch(wire.number(leader.epoch, "the Lease's epoch"))
         token = (await asyncio.to_thread(self._token_file.read_text)).strip()
         credentials = grpc.ssl_channel_credentials(root_certificates=leader.ca)
         address = self._address or leader.address
