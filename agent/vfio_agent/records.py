@@ -17,7 +17,7 @@ Record = dict[str, Any]
 Stored = tuple[MigrationKey, SessionSpec, SessionFacts]
 
 MAX_RECORD = 8 << 20  # bytes; a session with as many devices as a message can carry, and the longest names, is smaller
-MAX_NUMBER = 2**63 - 1
+MAX_NUMBER = 2**64 - 1  # as on the wire: whatever was written must be readable
 MAX_ITEMS = 1024
 _CHECK = b', "check": "%b"}'
 _CHECK_BYTES = len(_CHECK % bytes(64))
