@@ -2,8 +2,10 @@
 
 import argparse
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from devtools.faults.cells import all_cells
@@ -19,7 +21,11 @@ def main() -> int:
     parser.add_argument("--lanes", type=int, default=3, help="cells at once on the shared control plane")
     parser.add_argument("--alone", type=int, default=1, help="control planes for cells that disturb the operator")
     parser.add_argument("--report", type=Path, default=Path("build"), help="where faults.md and faults.json go")
+    parser.add_argument("--mutants", action="store_true", help="broken versions instead: does the checker catch them?")
     options = parser.parse_args()
+    if options.mutants:
+        argv = [sys.executable, "-m", "pytest", "-v", "--no-header", "tests/cluster/test_fault_mutants.py"]
+        return subprocess.run(argv, cwd=Path(__file__).resolve().parents[1], check=False).returncode
     cells = chosen(all_cells(), options.words)
     if options.list:
         for cell in cells:
@@ -28,6 +34,7 @@ def main() -> int:
         return 0
     folder = Path(tempfile.mkdtemp(prefix="vf-", dir="/tmp"))  # unix socket paths are short
     done: list[Result] = []
+    began = time.monotonic()
 
     def told(result: Result, seconds: float) -> None:
         done.append(result)
@@ -40,17 +47,22 @@ def main() -> int:
         for each in (*map(str, result.violations), *filter(None, (result.error,))):
             print(f"            {each}", flush=True)
 
+    matrix = Matrix(folder, told)
     try:
-        results = Matrix(folder, told).run(cells, options.lanes, options.alone)
+        results = matrix.run(cells, options.lanes, options.alone)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     options.report.mkdir(parents=True, exist_ok=True)
     (options.report / "faults.md").write_text(markdown(results))
     (options.report / "faults.json").write_text(to_json(results))
     figures = summary(results)
+    for each in matrix.broken:
+        print(f"did not work: {each}")
+    print(f"run in {time.monotonic() - began:.0f} s")
     print("\n".join(markdown(results).splitlines()[-4:-1]))
     print(last_line(results))
-    return int(any(figures[name] for name in ("violations", "stuck", "missed", "errors")) or len(results) < len(cells))
+    bad = any(figures[name] for name in ("violations", "stuck", "missed", "errors"))
+    return int(bad or bool(matrix.broken) or len(results) < len(cells))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Child:
     """One child process whose output goes to `log`. With `ready`, start waits for that text in the log."""
 
     def __init__(
-        self, name: str, argv: Sequence[str], log: Path, env: Mapping[str, str], ready: str = "", timeout: float = 30
+        self, name: str, argv: Sequence[str], log: Path, env: Mapping[str, str], ready: str = "", timeout: float = 90
     ):
         self.name, self.log, self.argv = name, log, list(argv)
         with log.open("ab") as out:

@@ -125,7 +125,7 @@ class Lane:
         self.arena.stack.kubectl("create", "namespace", self.name)
         for node in self.nodes.values():
             node.start_agent()
-        self.wait(lambda: len(self._own_devices()) == 8, "the lane's devices are published", 60)
+        self.wait(lambda: len(self._own_devices()) == 8, "the lane's devices are published", 120)
 
     def node(self, name: str) -> LaneNode:
         """A node by its name."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 
@@ -151,10 +152,11 @@ class Matrix:
         self._folder, self._told = folder, told
         self._lock = threading.Lock()
         self._results: dict[int, Result] = {}
+        self.broken: list[str] = []
         self._began = time.monotonic()
 
     def run(self, cells: Sequence[Cell], lanes: int, lone_arenas: int) -> list[Result]:
-        """Results in the order of the cells. Raises what an arena that cannot be started raises."""
+        """Results in the order of the cells; `broken` then says which arenas and lanes did not work, and why."""
         shared: Queue[tuple[int, Cell]] = Queue()
         alone: Queue[tuple[int, Cell]] = Queue()
         for numbered in enumerate(cells):
@@ -170,14 +172,25 @@ class Matrix:
         return [self._results[n] for n in sorted(self._results)]
 
     def _thread(self, name: str, queue: "Queue[tuple[int, Cell]]", lanes: int, replicas: int) -> threading.Thread:
-        return threading.Thread(target=self._arena, args=(name, queue, lanes, replicas), name=name)
+        return threading.Thread(
+            target=self._noted, args=(name, lambda: self._arena(name, queue, lanes, replicas)), name=name
+        )
+
+    def _noted(self, name: str, work: Callable[[], None]) -> None:
+        """Results of others are not to be lost by what does not work here."""
+        try:
+            work()
+        except Exception as error:
+            with self._lock:
+                self.broken.append(f"{name}: {type(error).__name__}: {error}")
 
     def _arena(self, name: str, queue: "Queue[tuple[int, Cell]]", lanes: int, replicas: int) -> None:
         names = [f"{name}{n}" for n in range(lanes)]
         nodes = [node for lane in names for node in Lane.node_names(lane)]
         with ExitStack() as stack:
             arena = stack.enter_context(Arena(nodes, self._folder / name, replicas))
-            workers = [threading.Thread(target=self._lane, args=(arena, lane, queue), name=lane) for lane in names]
+            works = {lane: partial(self._lane, arena, lane, queue) for lane in names}
+            workers = [threading.Thread(target=self._noted, args=each, name=each[0]) for each in works.items()]
             for worker in workers:
                 worker.start()
             while any(worker.is_alive() for worker in workers):
