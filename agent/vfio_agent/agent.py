@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -36,6 +37,7 @@ class Agent:
         self._sessions: dict[tuple[str, Role], Session] = {}
         self._dirty: set[tuple[str, Role]] = set()  # sessions with something new to say
         self._last: dict[tuple[str, Role], SessionReport] = {}  # of sessions that ended, or never began
+        self._ended: dict[tuple[str, Role], tuple[int, int]] = {}  # epoch and sequence of the command that ended it
         self._refused: dict[tuple[str, Role], Failure] = {}  # commands that a session did not take
         self._sent: dict[tuple[str, Role], dict[str, int]] = {}
         self._wake = asyncio.Event()
@@ -119,21 +121,17 @@ class Agent:
         identity = (command.migration.uid, command.role)
         session = self._sessions.get(identity)
         try:
-            if command.epoch < self.highest_epoch:
-                raise CommandError(
-                    f"migration {command.migration}: command of epoch {command.epoch}, this node has seen "
-                    f"{self.highest_epoch}",
-                    reason=Reason.STALE_EPOCH,
-                )
+            self._insist(command)
             if identity in self._unreadable:
                 failure = self._unreadable[identity]
                 raise CommandError(failure.message, reason=failure.reason)
             if session is None:
-                if command.goal is Goal.RELEASED:  # said again after the session ended
+                late = (command.epoch, command.sequence) <= self._ended.get(identity, (0, 0))
+                if command.goal is Goal.RELEASED or late:  # said again after the session ended
                     self._say_last(identity, _released(command))
                     return
                 session = self._create(command)
-            await self.carry_out(session, command)
+            await self.carry_out(session, command, partial(self._insist, command))
         except VFIOMigrationError as error:
             log.error("command refused", migration=str(command.migration), error=error.message)
             self._refuse(identity, command, Failure(error.reason, error.message, error.device))
@@ -142,9 +140,18 @@ class Agent:
             failure = Failure(Reason.INTERNAL_ERROR, f"agent failed at {command.goal}: {error!r}; see its log")
             self._refuse(identity, command, failure)
 
-    async def carry_out(self, session: Session, command: Command) -> None:
-        """Have a session be where a command wants it. Raises CommandError if it must not."""
-        await session.apply(command)
+    def _insist(self, command: Command) -> None:
+        """Raise CommandError if the command is of a leader that was deposed, also since it came."""
+        if command.epoch < self.highest_epoch:
+            raise CommandError(
+                f"migration {command.migration}: command of epoch {command.epoch}, this node has seen "
+                f"{self.highest_epoch}",
+                reason=Reason.STALE_EPOCH,
+            )
+
+    async def carry_out(self, session: Session, command: Command, still: Callable[[], None] = lambda: None) -> None:
+        """Have a session be where a command wants it. Raises CommandError if it must not, or if `still` does."""
+        await session.apply(command, still)
         if session.reached is Goal.RELEASED and not session.ended:
             self._end((session.key.uid, session.facts.role), session)
 
@@ -157,6 +164,9 @@ class Agent:
         self._on_reached(session)
         session.end()
         del self._sessions[identity]
+        while len(self._ended) >= MAX_SESSIONS:
+            del self._ended[next(iter(self._ended))]
+        self._ended[identity] = session.facts.epoch, session.facts.sequence
         self._gauge(session.facts.role)
         self._say_last(identity, last)
 

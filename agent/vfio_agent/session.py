@@ -106,8 +106,11 @@ class Session:
             self.log.error("session failed", reason=error.reason, error=error.message, device=error.device)
         self._around.notify(self)
 
-    async def apply(self, command: Command) -> None:
-        """Be in the command's goal by its deadline. Raises CommandError if the session must not take it."""
+    async def apply(self, command: Command, still: Callable[[], None] = lambda: None) -> None:
+        """Be in the command's goal by its deadline. Raises CommandError if the session must not take it.
+
+        still: raises CommandError if a newer leader has been seen while the command waited for its turn.
+        """
         if await self.side.lost_for_good(command):
             return
         machine.admit(self.facts, command)
@@ -117,6 +120,7 @@ class Session:
         async with self._turn:
             if self.ended:
                 return  # it waited while the session was released
+            still()
             machine.admit(self.facts, command)  # what waited for its turn may have been overtaken
             try:
                 async with asyncio.timeout(command.deadline_milliseconds / 1000):
