@@ -1,5 +1,7 @@
 """What a way back finds: source devices that fell into ERROR, that are gone, or that do not run."""
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vfio_api.device import DeviceState
@@ -10,17 +12,29 @@ if TYPE_CHECKING:
     from vfio_agent.session import Session
 
 
-def reset_lost(session: "Session") -> None:
-    """Peers run again: a device that fell into ERROR is reset, which erases it, and that is said.
+async def reset_lost(session: "Session") -> None:
+    """Peers run again: devices that fell into ERROR are reset, which erases them.
 
-    Blocking. Raises DeviceError for a device that does not say itself that it is in ERROR.
+    It is journalled before: nobody could tell afterwards. Raises DeviceError for a device that does not say itself that
+    it is in ERROR.
     """
-    for device in session.held_devices():
-        if session.state(device.name) is DeviceState.ERROR:
+    fallen = [device for device in session.held_devices() if session.state(device.name) is DeviceState.ERROR]
+    for device in fallen:
+        await session.blocking(partial(_confirm_error, session, device))
+    gone = tuple(sorted({*session.facts.gone, *(device.name for device in fallen)}))
+    if gone != session.facts.gone:
+        await session.note(replace(session.facts, gone=gone))
+    for device in fallen:
+        await session.blocking(partial(session.reset, device.name))
+
+
+def say_lost(session: "Session") -> None:
+    """A source device that had to be reset has lost its state; one that is no longer open here took it with it."""
+    known = dict(session.facts.incarnations)
+    for device in session.spec.devices:
+        if device.name in session.facts.gone:
             cause = session.cause
             cause = cause if cause and cause.device == device.name else None
-            _confirm_error(session, device)
-            session.reset(device.name)
             session.fail(
                 DeviceError(
                     f"device {device.name} ({device.address}) fell into ERROR during the migration; only a reset "
@@ -31,12 +45,6 @@ def reset_lost(session: "Session") -> None:
                     errno=cause.errno if cause else 0,
                 )
             )
-
-
-def say_lost(session: "Session") -> None:
-    """A source device that is no longer open here took its state with it."""
-    known = dict(session.facts.incarnations)
-    for device in session.spec.devices:
         if device.name in known and device not in session.held_devices():
             session.fail(
                 DeviceError(

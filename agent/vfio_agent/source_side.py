@@ -73,7 +73,7 @@ class SourceSide:
             self._session.timed("transfer", began)
             self._sent_again = max(self._sent_again, command.attempt)
         if command.goal is Goal.RUNNING:
-            await self._session.blocking(partial(reset_lost, self._session))
+            await reset_lost(self._session)
             say_lost(self._session)
         if command.goal is Goal.RELEASED:
             await self.stop_streams()
