@@ -186,8 +186,12 @@ def recorded(observed: Observed) -> bool:
     """Whether what the migration failed of is stored, or known otherwise."""
     # a cancellation is in the spec, and one that was turned around by an earlier leader is known by that
     known = (Reason.CANCELLED, Reason.OPERATOR_RESTARTED)
-    failure = observed.failure
-    return observed.recorded is not None or not observed.pairs or failure is None or failure.reason in known
+    failure, stored = observed.failure, observed.recorded
+    if failure is None or not observed.pairs or failure.reason in known:
+        return True
+    # that a state was lost may be found out later than what it was lost of, and is never left out
+    lost = failure.reason is Reason.SOURCE_STATE_LOST and stored != failure
+    return stored is not None and not lost
 
 
 def may_switch_over(observed: Observed) -> bool:

@@ -131,10 +131,11 @@ class MigrationTask:
             if self._missed:
                 await self._look_again()
             observed = self._observe()
-            planned = plan(observed)
             if rolls_back(observed):
-                # the first cause stays the cause, whatever the way back adds
+                # the first cause stays the cause, whatever the way back adds; what is recorded is what is known now
                 self._memory.failure = first_failure(observed)
+                observed = replace(observed, failure=self._memory.failure)
+            planned = plan(observed)
             if self._clockwork.track(planned, observed):
                 self._publisher.milestone(planned)
                 self._log.info("step", step=planned.step, phase=planned.phase.value, message=planned.sentence)
