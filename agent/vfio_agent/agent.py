@@ -126,8 +126,7 @@ class Agent:
                 failure = self._unreadable[identity]
                 raise CommandError(failure.message, reason=failure.reason)
             if session is None:
-                late = (command.epoch, command.sequence) <= self._ended.get(identity, (0, 0))
-                if command.goal is Goal.RELEASED or late:  # said again after the session ended
+                if command.goal is Goal.RELEASED or self._has_ended(identity, command):
                     self._say_last(identity, _released(command))
                     return
                 session = self._create(command)
@@ -139,6 +138,12 @@ class Agent:
             log.exception("command failed", migration=str(command.migration))
             failure = Failure(Reason.INTERNAL_ERROR, f"agent failed at {command.goal}: {error!r}; see its log")
             self._refuse(identity, command, failure)
+
+    def _has_ended(self, identity: tuple[str, Role], command: Command) -> bool:
+        """Whether the command is for a session that has ended: only a later Prepared begins another one."""
+        ended = self._ended.get(identity)
+        late = ended is not None and (command.epoch, command.sequence) <= ended
+        return late or (ended is not None and command.goal is not Goal.PREPARED)
 
     def _insist(self, command: Command) -> None:
         """Raise CommandError if the command is of a leader that was deposed, also since it came."""

@@ -82,6 +82,30 @@ def _may_be_missing(observed: Observed, role: Role) -> bool:
     return role is Role.SOURCE or all(is_released(p) or _absent(p) for p in observed.side(Role.SOURCE))
 
 
+def rest_reached(goal: Goal) -> Callable[[Observed], bool]:
+    """After a loss: whether every target that is still there is at `goal` or further. They are released first."""
+
+    def done(observed: Observed) -> bool:
+        side = observed.side(Role.TARGET)
+        local = goal is Goal.RUNNING_P2P and len(side) == 1  # its agent runs the barrier itself
+        return local or all(has_reached(p, goal) or is_released(p) or _absent(p) for p in side)
+
+    return done
+
+
+def tell_rest(goal: Goal) -> Callable[[Observed], tuple[Action, ...]]:
+    """Tell the targets that are still there to be in `goal`."""
+
+    def actions(observed: Observed) -> tuple[Action, ...]:
+        return tuple(
+            Send(p.node, Role.TARGET, goal, observed.switchover.decision)
+            for p in observed.side(Role.TARGET)
+            if not has_reached(p, goal) and not is_released(p) and not _absent(p)
+        )
+
+    return actions
+
+
 def _perhaps_passed(observed: Observed, role: Role) -> bool:
     """Whether a session that is not there may have been through everything: nobody is told to be where it was.
 
