@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # make test KERNEL=0 leaves out the tests that boot guests (they need QEMU and, to install it, root).
 KERNEL ?=
 
-.PHONY: faults sequences bench-convergence bench-size demo test test-fast test-cluster test-kernel lint format generate lock clean help
+.PHONY: faults sequences bench-convergence bench-size demo fuzz test test-fast test-cluster test-kernel lint format generate lock clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -44,6 +44,9 @@ bench-convergence: $(STAMP) ## which states converge, predicted against actual d
 
 bench-size: $(STAMP) ## one pair against 256: the decision, the status, the downtime
 	@PYTHONPATH=hack $(BIN)/python bench/size.py
+
+fuzz: $(STAMP) ## a million randomized inputs for every parser and both ends of every channel (about 5 minutes)
+	@$(BIN)/python hack/fuzz.py
 
 lint: $(STAMP) ## ruff, mypy strict, import contracts
 	@$(BIN)/ruff check --quiet .
