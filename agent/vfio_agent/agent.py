@@ -292,7 +292,7 @@ class Agent:
         if report.failure is not None and "failure" not in seen:
             metrics.failed(report.failure.reason.value)
             seen["failure"] = 1
-        if report.reached is Goal.RELEASED:
+        if report.reached is Goal.RELEASED or identity not in self._sessions:
             self._sent.pop(identity, None)
 
 

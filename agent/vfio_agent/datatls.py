@@ -52,7 +52,10 @@ def new_identity(name: str) -> Identity:
 
 
 def context(identity: Identity, pinned: tuple[bytes, ...], *, server: bool) -> ssl.SSLContext:
-    """A TLS 1.3 context that shows `identity` and accepts only peers whose certificate is one of `pinned` (DER)."""
+    """A TLS 1.3 context that shows `identity` and accepts only peers whose certificate is one of `pinned` (DER).
+
+    Raises StreamError if one of these is no certificate.
+    """
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_3
     made.check_hostname = False  # names say nothing here: the certificate itself is pinned
@@ -60,7 +63,13 @@ def context(identity: Identity, pinned: tuple[bytes, ...], *, server: bool) -> s
     if server:
         made.num_tickets = 0  # no resumption: one connection per device
     for certificate in pinned:
-        made.load_verify_locations(cadata=certificate)
+        try:
+            made.load_verify_locations(cadata=certificate)
+        except (ssl.SSLError, ValueError) as error:
+            raise StreamError(
+                f"what the operator names as a peer's certificate ({len(certificate)} bytes) is none: {error}",
+                reason=Reason.PEER_REFUSED,
+            ) from error
     # ssl loads a key from a path only: a memory file, so that it never touches a disk
     fd = os.memfd_create("vfio-session-key")
     try:

@@ -161,11 +161,21 @@ class TargetSide:
             if name not in self._inlets:
                 load = self._loads.get(name, 0)
                 complete = partial(self._validate, name, load)
-                self._inlets[name] = Inlet(name, self._streams[name], complete, partial(self._broken, name, load))
+                self._inlets[name] = Inlet(name, self._stream(device), complete, partial(self._broken, name, load))
         self._session.around.server.expect(
             self._session.key.uid,
             Expected(context(self._session.identity, pinned, server=True), pinned, self._inlets),
         )
+
+    def _stream(self, device: SessionDevice) -> DataStream:
+        stream = self._streams.get(device.name)
+        if stream is None:
+            raise DeviceError(
+                f"device {device.name} ({device.address}) was in RESUMING already, and its stream is another "
+                "session's: that one is to be released first",
+                device=device.name,
+            )
+        return stream
 
     def data_stream(self, name: str, stream: DataStream) -> None:
         """RESUMING handed out the stream to load."""
