@@ -32,6 +32,8 @@ MAX_TEXT = 4096  # of what is said to people
 MAX_NAME = 253  # of objects, nodes and devices, as Kubernetes has it; of addresses
 MAX_STEP = 320  # a step may have a device's name in it
 MAX_NUMBER = 2**63 - 1  # what Lease, journal and the API can hold; so that one more is still a number on the wire
+MAX_MEASURED = 2**53  # what 256 devices measure is added up, and the API holds int64
+MAX_ATTEMPT = 2**16  # of one target; a source is told the sum of all targets'
 UID = re.compile(r"[A-Za-z0-9-]{1,36}")  # part of a path in the journal, and of a stream's fixed preamble
 KNOWN_FLAGS = sum(MigrationFlags)
 MAX_CERTIFICATE = 8192
@@ -64,7 +66,7 @@ def number(value: int, what: str) -> int:
 
 def _measured(value: int) -> int:
     """What a device or a clock says, which may be anything: of what cannot be, as much as can."""
-    return min(value, MAX_NUMBER)
+    return min(value, MAX_MEASURED)
 
 
 def _once(values: Iterable[str], what: str) -> None:
@@ -229,8 +231,15 @@ def report_from_wire(message: pb.SessionReport) -> SessionReport:
         timings=tuple(Timing(_text(t.step, "step", MAX_STEP), _measured(t.microseconds)) for t in message.timings),
         link_bytes_per_second=_measured(message.link_bytes_per_second),
         lost=tuple(_name(name, "lost") for name in message.lost),
-        attempt=message.attempt,
+        attempt=_attempt(message),
     )
+
+
+def _attempt(message: pb.SessionReport) -> int:
+    limit = MAX_ATTEMPT if message.role == Role.TARGET else MAX_ATTEMPT * MAX_DEVICES
+    if message.attempt > limit:
+        raise ValueError(f"attempt is {message.attempt}, at most {limit} is allowed")
+    return message.attempt
 
 
 def _device_from_wire(d: pb.DeviceReport) -> DeviceReport:

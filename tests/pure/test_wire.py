@@ -35,6 +35,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 uids = st.from_regex(wire.UID, fullmatch=True)
 u64 = st.integers(0, 2**63 - 1)
+measured = st.integers(0, 2**53)
 u32 = st.integers(0, 2**31 - 1)
 flags = st.integers(0, 7).map(MigrationFlags)
 
@@ -66,11 +67,11 @@ devices = st.builds(
     address=text,
     state=st.sampled_from(DeviceState),
     flags=flags,
-    stop_copy_bytes=u64,
-    initial_bytes=u64,
-    dirty_bytes=u64,
-    transferred_bytes=u64,
-    bytes_per_second=u64,
+    stop_copy_bytes=measured,
+    initial_bytes=measured,
+    dirty_bytes=measured,
+    transferred_bytes=measured,
+    bytes_per_second=measured,
     initial_acknowledged=st.booleans(),
     drained=st.booleans(),
     size_unknown=st.booleans(),
@@ -86,8 +87,8 @@ reports = st.builds(
     certificate=st.binary(max_size=20),
     devices=st.lists(devices, max_size=3).map(tuple),
     failure=st.none() | st.builds(Failure, st.sampled_from(Reason), text, text, text, st.integers(0, 4095)),
-    timings=st.lists(st.builds(Timing, text, u64), max_size=3).map(tuple),
-    link_bytes_per_second=u64,
+    timings=st.lists(st.builds(Timing, text, measured), max_size=3).map(tuple),
+    link_bytes_per_second=measured,
 )
 hellos = st.builds(
     AgentHello,
@@ -203,7 +204,10 @@ def test_what_a_device_measures_beyond_the_bounds_is_taken_for_very_much() -> No
     """A driver that says 2**64 - 1 must not make an agent unheard."""
     device = replace(DEVICE, stop_copy_bytes=2**64 - 1, dirty_bytes=2**64 - 1)
     found = wire.report_from_wire(wire.report_to_wire(replace(REPORT, devices=(device,))))
-    assert found.devices == (replace(DEVICE, stop_copy_bytes=2**63 - 1, dirty_bytes=2**63 - 1),)
+    assert found.devices == (replace(DEVICE, stop_copy_bytes=2**53, dirty_bytes=2**53),)
+    assert 2 * wire.MAX_DEVICES * wire.MAX_MEASURED < 2**63, (
+        "what is left of all of them is written to the API as int64"
+    )
 
 
 def test_a_hello_beyond_the_bounds_is_refused() -> None:
@@ -271,6 +275,14 @@ def test_the_largest_report_fits_into_a_message() -> None:
     failure = Failure(Reason.ARC_FAILED, "x" * wire.MAX_TEXT)
     largest = replace(REPORT, devices=(device,) * 256, certificate=bytes(8192), failure=failure)
     assert len(wire.report_to_wire(largest).SerializeToString()) < wire.MAX_MESSAGE_BYTES / 16
+
+
+@pytest.mark.parametrize(("role", "most"), [(Role.TARGET, 2**16), (Role.SOURCE, 2**24)])
+def test_attempts_that_nobody_makes_are_refused(role: Role, most: int) -> None:
+    """The sum of all targets' attempts is told to the sources: one that was made up must not end their streams."""
+    assert wire.report_from_wire(wire.report_to_wire(replace(REPORT, role=role, attempt=most))).attempt == most
+    with pytest.raises(ValueError, match=f"attempt is {most + 1}, at most {most} is allowed"):
+        wire.report_from_wire(wire.report_to_wire(replace(REPORT, role=role, attempt=most + 1)))
 
 
 # --- the generated stubs

@@ -160,7 +160,7 @@ def _bounded(made: Command | SessionReport) -> None:
         names = [made.migration.uid, *(d.name for d in devices), *(p.data_address for p in made.peers)]
     else:
         insist(len(made.devices) <= wire.MAX_DEVICES and len(made.timings) <= wire.MAX_TIMINGS, "too many devices")
-        insist(all(t.microseconds <= wire.MAX_NUMBER for t in made.timings), "a count beyond its bound")
+        insist(all(t.microseconds <= wire.MAX_MEASURED for t in made.timings), "a count beyond its bound")
         names = [made.migration_uid, *(d.name for d in made.devices), *(t.step for t in made.timings)]
     insist(all(len(name) <= wire.MAX_NAME for name in names), "a name beyond its bound")
 
