@@ -22,10 +22,12 @@ from devtools.guest import HOST, WORKLOAD, Guest, GuestError, Job, Link, free_po
 from devtools.kernel import ensure_qemu, kernel_artefacts
 from devtools.kernel_agents import AGENT, Agents, ForkedAgent
 from devtools.kernel_workload import Workload
+from devtools.kube_proxy import KubeProxy
 from devtools.processes import Child
-from devtools.stack import NAMESPACE, ROOT, Stack
+from devtools.stack import NAMESPACE, ROOT, Json, Stack
 
 NODES = ("guest-a", "guest-b")
+API = "/apis/vfiomigration.io/v1alpha1"
 MEMORY_MIB = 512
 AGENT_SECONDS = 120.0
 POLL_SECONDS = 0.05
@@ -230,6 +232,8 @@ class KernelStack(Stack):
             with ThreadPoolExecutor(len(self.nodes)) as pool:
                 preparing = [pool.submit(node.prepare) for node in self.nodes.values()]
                 super().__enter__()
+                self._proxy = KubeProxy(self.plane.environment, self.dir / "proxy.log")
+                self.closing.callback(self._proxy.close)
                 if self._with_operator:
                     self.start_operator()  # by this thread: a child does not outlive the thread that started it
                 for prepared in preparing:
@@ -241,6 +245,21 @@ class KernelStack(Stack):
             self.closing.close()
             raise
         return self
+
+    def get(self, *arguments: str) -> Json:
+        """`Stack.get`, without a kubectl for what is asked often."""
+        match arguments:
+            case ("vfd",):
+                found: Json = self._proxy.get(f"{API}/vfiodevices")
+            case ("vfm", name):
+                found = self._proxy.get(f"{API}/namespaces/default/vfiomigrations/{name}")
+            case _:
+                found = super().get(*arguments)
+        return found
+
+    def migrate(self, migration: Json) -> None:
+        """Create a VFIOMigration in the namespace default."""
+        self._proxy.create(f"{API}/namespaces/default/vfiomigrations", migration)
 
     def explain(self, error: BaseException) -> None:
         """Add the last words of every process to an error."""

@@ -4,7 +4,6 @@ What the devices went through is told by their driver (the guest's kernel log), 
 """
 
 import itertools
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,13 +87,18 @@ def apply(stack: KernelStack, source: Side, target: Side, **spec: Any) -> str:
         (f"tty{number}", source.node.name, old, target.node.name, new)
         for number, (old, new) in enumerate(zip(source.devices, target.devices, strict=True))
     ]
-    stack.kubectl("create", "-f", "-", input=json.dumps(migration(name, pairs, **spec)))
+    stack.migrate(migration(name, pairs, **spec))
     return name
 
 
 def finished(stack: KernelStack, name: str) -> Json:
     """Wait until the migration is finished; returns the object."""
-    stack.kubectl("wait", "--for=condition=Finished", f"vfm/{name}", "--timeout=90s")
+
+    def over() -> bool:
+        conditions = stack.get("vfm", name).get("status", {}).get("conditions", [])
+        return ("Finished", "True") in [(each["type"], each["status"]) for each in conditions]
+
+    stack.wait_until(over, f"{name} is finished", 90)
     return stack.get("vfm", name)
 
 
