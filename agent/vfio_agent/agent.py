@@ -75,6 +75,7 @@ class Agent:
                     Reason.AGENT_RESTARTED,
                     f"the agent restarted during migration {key}; its data streams are gone",
                 )
+            session.side.remind()
             log.info("session taken up", migration=str(key), role=facts.role.value, facts=str(facts))
         self._free_orphans()
 

@@ -111,8 +111,7 @@ class Session:
 
         still: raises CommandError if a newer leader has been seen while the command waited for its turn.
         """
-        if await self.side.lost_for_good(command):
-            return
+        await self.side.look_for_lost(command)
         machine.admit(self.facts, command)
         self.heard()
         if command.goal in machine.ROLLBACK or command.goal is Goal.RELEASED:
@@ -149,6 +148,7 @@ class Session:
         if command.goal in machine.ROLLBACK or command.again:
             self.cause = self.failure or self.cause
             self.failure = None  # a new attempt to get back, or to send once more, is judged by its own outcome
+            self.side.remind()
         if self.failure is not None and command.goal in machine.SOURCE_FORWARD:
             return  # reported already; the operator decides what now
         if self.side.keeps(command):
@@ -223,7 +223,7 @@ class Session:
             epoch=command.epoch,
             sequence=command.sequence,
             decision=self.facts.decision or command.decision,
-            backward=self.facts.backward or command.goal in machine.ROLLBACK,
+            backward=self.facts.backward or (self.facts.role is Role.SOURCE and command.goal in machine.ROLLBACK),
             switchover=self.facts.switchover or command.goal in (Goal.QUIESCED, Goal.STOP_COPY),
             leaving=self.facts.leaving or command.goal in (Goal.RUNNING_P2P, Goal.RUNNING),
             attempt=max(self.facts.attempt, command.attempt),

@@ -41,9 +41,11 @@ class SourceSide:
         """A source has nothing to look for: the failure is what it seemed to be."""
         return error
 
-    async def lost_for_good(self, command: Command) -> bool:
+    async def look_for_lost(self, command: Command) -> None:
         """A source's losses are said on its way back."""
-        return False
+
+    def remind(self) -> None:
+        """They are said again whenever it comes back."""
 
     def moved(self, name: str, old: DeviceState, new: DeviceState) -> None:
         """Nor does it keep an account of its devices' arcs."""

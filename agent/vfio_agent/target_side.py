@@ -65,12 +65,12 @@ class TargetSide:
         One that has not left STOP can be loaded again: the source still has its state. Of any other the state is gone.
         """
         session = self._session
-        if command.goal not in _STARTS or session.facts.started:
+        if command.goal not in _STARTS:
             return error
         await session.blocking(session.refresh)
         before = session.facts.gone
         lost = tuple(d.name for d in session.spec.devices if d.name not in before and self._is_lost(d.name))
-        gone = tuple(name for name in lost if self._left or name in self._ran)
+        gone = tuple(name for name in lost if session.facts.started or self._left or name in self._ran)
         if gone:
             await session.note(replace(session.facts, gone=before + gone))
             return _gone(gone, error)
@@ -79,18 +79,26 @@ class TargetSide:
             await session.note(replace(session.facts, loaded=False, lost=lost))
         return error
 
-    async def lost_for_good(self, command: Command) -> bool:
-        """After Commit, a target whose devices went with its node: nobody knows any more whether they had run."""
+    async def look_for_lost(self, command: Command) -> None:
+        """After Commit, a target whose devices went with its node: nobody knows any more whether they had run.
+
+        That it had voted is known by the Commit. There is nothing to start, and nobody waits for it any longer.
+        """
         session = self._session
         known, held = dict(session.facts.incarnations), {device.name for device in session.held_devices()}
         absent = tuple(device.name for device in session.spec.devices if device.name in known.keys() - held)
         unknown = not (session.facts.loaded or session.facts.lost or session.facts.attempt)
         if command.decision is not Outcome.COMMIT or command.goal not in _STARTS or not absent or not unknown:
-            return False
-        await session.note(replace(session.facts, decision=Outcome.COMMIT, gone=absent))
+            return
+        await session.note(replace(session.facts, decision=Outcome.COMMIT, loaded=True, gone=absent))
         cause = DeviceError(f"{', '.join(absent)} went with the keeper or with the node", device=absent[0])
         session.fail(_gone(absent, cause))
-        return True
+
+    def remind(self) -> None:
+        """What is gone for good is said again, whatever was tried since, and by whichever agent."""
+        gone = self._session.facts.gone
+        if gone:
+            self._session.fail(_gone(gone, DeviceError("it was said before", device=gone[0])))
 
     def _is_lost(self, name: str) -> bool:
         held = any(device.name == name for device in self._session.held_devices())

@@ -38,11 +38,13 @@ from vfio_operator.conditions import (
     release_seconds,
     reload,
     resend,
+    rest_reached,
     stopped,
     switchover_seconds,
     target_lost,
     targets_blank,
     tell,
+    tell_rest,
     tell_touched,
 )
 
@@ -253,9 +255,19 @@ LOST: tuple[Step, ...] = (
         actions=lambda o: tuple(PersistFailure(failure) for failure in (target_lost(o),) if failure),
         sentence="recording that the state is lost",
     ),
-    replace(_LADDER["BarrierC"], name="RestP2P", sentence="the state is lost: what is left to RUNNING_P2P"),
-    replace(_LADDER["BarrierD"], name="RestRuns", sentence="the state is lost: what is left to RUNNING"),
-    replace(_LADDER["ReleaseTargets"], sentence="the state is lost: handing over what runs, blanking what does not"),
+    *(
+        replace(_LADDER[name], name=called, done=rest_reached(goal), actions=tell_rest(goal), sentence=sentence)
+        for name, called, goal, sentence in (
+            ("BarrierC", "RestP2P", Goal.RUNNING_P2P, "the state is lost: what is left to RUNNING_P2P"),
+            ("BarrierD", "RestRuns", Goal.RUNNING, "the state is lost: what is left to RUNNING"),
+            (
+                "ReleaseTargets",
+                "ReleaseTargets",
+                Goal.RELEASED,
+                "the state is lost: handing over what runs, blanking what does not",
+            ),
+        )
+    ),
     replace(_LADDER["ReleaseSources"], sentence="the state is lost: releasing the sources"),
     _LADDER["Unclaim"],
 )
