@@ -59,6 +59,7 @@ def _run(lane: Lane, cell: Cell, number: int) -> Result:
     terminal = next((t for t, phase in witness.phases(situation.uid) if phase in TERMINAL), None)
     closed = cell.kind.closed(situation) if cell.kind is not None else ()
     rest = _await_rest(lane, situation, times)
+    _await_witness(lane, situation)
     lane.calm()
     story = gatherer.story(
         witness,
@@ -143,6 +144,13 @@ def _await_rest(lane: Lane, situation: Situation, times: Times) -> tuple[Violati
         found = lane.left_over(situation.uid, situation.pairs)
         return (Violation("Rest", f"{left:.0f} s later there is still: {found}"),) if found else ()
     return ()
+
+
+def _await_witness(lane: Lane, situation: Situation) -> None:
+    """A watch that was cut begins anew a moment later: what is stored must have been seen before it is judged."""
+    stored = [s for s in lane.arena.api.switchovers() if s["metadata"]["name"] == situation.uid]
+    if stored and stored[0].get("status", {}).get("decision"):
+        lane.wait(lambda: lane.arena.witness.decision(situation.uid) is not None, "the decision is seen", 10)
 
 
 class Matrix:
