@@ -153,6 +153,10 @@ WAYPOINTS: Mapping[tuple[Role, Goal], tuple[tuple[str, _Choice], ...]] = {
 NEVER_QUIESCED: tuple[tuple[str, _Choice], ...] = (("leave_pre_copy", _leave_pre_copy),)
 
 
+# The goals of a command that names devices `again`: with any other, devices would be blanked that are needed.
+AGAIN = ((Role.TARGET, Goal.PREPARED), (Role.SOURCE, Goal.STOP_COPY))
+
+
 # Once more from the start: what a data stream has given it does not give again.
 RESEND: tuple[tuple[str, _Choice], ...] = (
     ("resend", _release),
@@ -234,6 +238,8 @@ def admit(facts: SessionFacts, command: Command) -> None:
         raise _refused(command, f"the decision read before is {facts.decision}", "it outranks this command")
     if facts.latched and decision is None:
         raise _refused(command, "it has heard nothing for too long and has asked for Abort", "send the decision along")
+    if command.again and (decision is not Outcome.COMMIT or (command.role, command.goal) not in AGAIN):
+        raise _refused(command, "it names devices to be loaded or sent again", "that is done after Commit, by its goal")
     if facts.role is Role.SOURCE:
         _admit_source(facts, command, decision)
     else:

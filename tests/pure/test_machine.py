@@ -520,3 +520,25 @@ def test_what_a_session_does_when_nobody_tells_it_anything(
     assert machine.alone(facts) is goal
     if goal is not None:  # and it may
         admit(facts, command(facts.role, goal, facts.decision))
+
+
+# --- once more
+
+
+@pytest.mark.parametrize("decision", [None, ABORT, COMMIT])
+@pytest.mark.parametrize("goal", Goal)
+@pytest.mark.parametrize("role", Role)
+def test_devices_are_named_again_only_after_commit_and_by_the_goal_that_does_it(
+    role: Role, goal: Goal, decision: Outcome | None
+) -> None:
+    """With any other goal a target would blank what it has loaded."""
+    lost = SessionFacts(role, switchover=True, lost=("gpu0",))
+    told = replace(command(role, goal, decision), attempt=1, again=("gpu0",))
+    if decision is COMMIT and (role, goal) in ((Role.TARGET, Goal.PREPARED), (Role.SOURCE, Goal.STOP_COPY)):
+        admit(lost, told)
+        return
+    with pytest.raises(CommandError):
+        admit(lost, told)
+    if (role, goal, decision) == (Role.TARGET, Goal.RUNNING_P2P, COMMIT):
+        with pytest.raises(CommandError, match="it names devices to be loaded or sent again"):
+            admit(replace(lost, loaded=True, lost=(), decision=COMMIT), told)
