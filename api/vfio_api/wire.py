@@ -135,7 +135,7 @@ def command_from_wire(message: pb.Command) -> Command:
         peers=tuple(
             Peer(_name(p.node, "node"), _name(p.data_address, "data address"), p.certificate) for p in message.peers
         ),
-        attempt=message.attempt,
+        attempt=_attempt(message),
         again=tuple(_name(name, "again") for name in message.again),
     )
 
@@ -235,7 +235,7 @@ def report_from_wire(message: pb.SessionReport) -> SessionReport:
     )
 
 
-def _attempt(message: pb.SessionReport) -> int:
+def _attempt(message: pb.SessionReport | pb.Command) -> int:
     limit = MAX_ATTEMPT if message.role == Role.TARGET else MAX_ATTEMPT * MAX_DEVICES
     if message.attempt > limit:
         raise ValueError(f"attempt is {message.attempt}, at most {limit} is allowed")

@@ -283,6 +283,8 @@ def test_attempts_that_nobody_makes_are_refused(role: Role, most: int) -> None:
     assert wire.report_from_wire(wire.report_to_wire(replace(REPORT, role=role, attempt=most))).attempt == most
     with pytest.raises(ValueError, match=f"attempt is {most + 1}, at most {most} is allowed"):
         wire.report_from_wire(wire.report_to_wire(replace(REPORT, role=role, attempt=most + 1)))
+    with pytest.raises(ValueError, match=f"attempt is {most + 1}, at most {most} is allowed"):
+        wire.command_from_wire(wire.command_to_wire(replace(COMMAND, role=role, attempt=most + 1)))
 
 
 # --- the generated stubs
