@@ -74,8 +74,14 @@ def sides(stack: KernelStack, indexes: Sequence[int] = MOVING) -> tuple[Side, Si
 
 
 def migrate(stack: KernelStack, source: Side, target: Side, **spec: Any) -> Json:
-    """Apply a migration of all devices and wait until it is finished; returns the object."""
-    return finished(stack, apply(stack, source, target, **spec))
+    """Apply a migration of all devices and wait until it is finished; returns the object.
+
+    If the devices have moved, the inventory says so, too, when this returns: `sides` asks it.
+    """
+    found = finished(stack, apply(stack, source, target, **spec))
+    if found["status"]["phase"] == "Succeeded" and "mode" not in spec:
+        stack.settled(target.ends, source.ends)
+    return found
 
 
 def apply(stack: KernelStack, source: Side, target: Side, **spec: Any) -> str:
