@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # make test KERNEL=0 leaves out the tests that boot guests (they need QEMU and, to install it, root).
 KERNEL ?=
 
-.PHONY: faults sequences bench-convergence bench-size demo fuzz test test-fast test-cluster test-kernel lint format generate lock clean help
+.PHONY: faults sequences bench-convergence bench-size demo fuzz test test-fast test-cluster test-kernel model lint format generate lock clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -35,6 +35,9 @@ test-cluster: $(STAMP) ## on the real control plane, with simulated devices
 
 test-kernel: $(STAMP) ## in QEMU guests, with the kernel's mtty devices
 	@$(BIN)/pytest tests/kernel
+
+model: $(STAMP) ## the safety protocol explored within bounds that are printed, and broken on purpose (10 minutes)
+	@PYTHONPATH=tests $(BIN)/python -m pure.model
 
 faults: $(STAMP) ## the whole fault matrix on real processes; report in build/ (about 20 minutes)
 	@PYTHONPATH=hack $(BIN)/python hack/faults.py
