@@ -60,3 +60,30 @@ def test_a_read_is_held_in_the_state_that_is_named(node: Node) -> None:
 def test_only_arcs_and_reads_can_be_held() -> None:
     with pytest.raises(ValueError, match="an arc or a read can be held"):
         Fault(FaultOp.WRITE, hold=True)
+
+
+def test_a_device_that_is_held_is_closed_once_it_is_released(node: Node) -> None:
+    """As one in a slow arc: the process in the ioctl has its fd until then."""
+    with ThreadPoolExecutor(1) as pool:
+        device = node.backend.open("sim0")
+        node.control.fault("sim0", "arc", arc=(S.RUNNING, S.RUNNING_P2P), hold=True)
+        moving = pool.submit(device.set_state, S.RUNNING_P2P)
+        assert node.control.await_hold("sim0", PATIENCE)
+        device.close()
+        assert node.control.stats()["devices"]["sim0"]["open"]
+        node.control.release("sim0")
+        moving.result(PATIENCE)
+        with node.backend.open("sim0") as again:
+            assert again.state() is S.RUNNING
+
+
+def test_a_device_that_is_held_is_reset_once_it_is_released(node: Node) -> None:
+    with node.backend.open("sim0") as device, ThreadPoolExecutor(2) as pool:
+        node.control.fault("sim0", "arc", arc=(S.RUNNING, S.RUNNING_P2P), hold=True)
+        moving = pool.submit(device.set_state, S.RUNNING_P2P)
+        assert node.control.await_hold("sim0", PATIENCE)
+        resetting = pool.submit(device.reset)
+        node.control.release("sim0")
+        moving.result(PATIENCE)
+        resetting.result(PATIENCE)
+        assert device.state() is S.RUNNING
