@@ -17,6 +17,7 @@ def main() -> int:
     """Run the chosen cells and write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     parser.add_argument("words", nargs="*", help="run only cells whose name contains one of these")
+    parser.add_argument("--only", action="append", default=[], metavar="WORD", help="the same as an option")
     parser.add_argument("--list", action="store_true", help="only list the cells")
     parser.add_argument("--lanes", type=int, default=3, help="cells at once on the shared control plane")
     parser.add_argument("--alone", type=int, default=1, help="control planes for cells that disturb the operator")
@@ -26,7 +27,7 @@ def main() -> int:
     if options.mutants:
         argv = [sys.executable, "-m", "pytest", "-v", "--no-header", "tests/cluster/test_fault_mutants.py"]
         return subprocess.run(argv, cwd=Path(__file__).resolve().parents[1], check=False).returncode
-    cells = chosen(all_cells(), options.words)
+    cells = chosen(all_cells(), [*options.words, *options.only])
     if options.list:
         for cell in cells:
             print(f"{cell.name} ({cell.shape})")

@@ -100,6 +100,11 @@ class LaneNode:
             shutil.rmtree(self.node.dir / folder, ignore_errors=True)
         self.revive()
 
+    def sessions(self, uid: str) -> list[str]:
+        """Records that the agent still has of a migration's sessions."""
+        records = (self.node.dir / folder / "sessions" for folder in ("state", "run"))
+        return sorted({path.stem for folder in records for path in folder.glob(f"{uid}.*.json")})
+
     def close_devices(self) -> None:
         """Have the agent give up every device. Raises DeviceError or OSError if it does not."""
         for device in self.control.list():
@@ -218,12 +223,14 @@ class Lane:
         return sum(1 for d in self._own_devices() if (d["spec"].get("claimRef") or {}).get("uid") == uid)
 
     def left_over(self, uid: str, pairs: Sequence[Pair]) -> str:
-        """What there still is of a migration that has ended: claims, its switchover's finalizer, both sides open."""
+        """What there still is of a migration that has ended: claims, sessions, a finalizer, both sides open."""
         if claims := self.claims(uid):
             return f"{claims} claims"
         kept = [s for s in self.arena.api.switchovers() if s["metadata"]["name"] == uid]
         if kept and kept[0]["metadata"].get("finalizers"):
             return "the finalizer of its switchover"
+        if sessions := [f"{node.name}/{each}" for node in self.nodes.values() for each in node.sessions(uid)]:
+            return f"sessions {', '.join(sessions)}"
         both = [pair[0] for pair in pairs if self._open((pair[1], pair[2])) and self._open((pair[3], pair[4]))]
         return f"source and target of {', '.join(both)} are open" if both else ""
 
