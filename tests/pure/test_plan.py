@@ -36,6 +36,7 @@ from vfio_api.types import Failure, Goal, Outcome, Role
 from vfio_operator import plan as planning
 from vfio_operator.actions import (
     Finish,
+    PersistFailure,
     Plan,
     Step,
 )
@@ -514,6 +515,24 @@ def test_a_target_that_cannot_be_blanked_does_not_hide_what_the_migration_failed
     cause = Failure(Reason.CONVERGENCE_TIMEOUT, "too slow")
     planned = plan(replace(restored, exhausted=True, failure=cause))
     assert planned.actions == (Finish(Phase.FAILED, cause),)
+
+
+def test_that_a_state_was_lost_is_recorded_over_what_it_was_lost_of() -> None:
+    world = World(ONE_TO_ONE)
+    seen: list[Observed] = []
+
+    def interrupt(tick: int) -> None:
+        if tick == LENGTHS["1-1"] // 3:
+            world.cancel()
+        seen.append(world.observe())
+
+    world.run(interrupt)
+    restored = next(o for o in seen if plan(o).step == "BlankTargets")
+    cause, loss = Failure(Reason.DEVICE_LOST, "keeper killed"), Failure(Reason.SOURCE_STATE_LOST, "gone")
+    planned = plan(replace(restored, failure=loss, recorded=cause))
+    assert planned.actions == (PersistFailure(loss),)
+    assert plan(replace(restored, failure=loss, recorded=loss)).step == "BlankTargets"
+    assert plan(replace(restored, failure=cause, recorded=loss)).step == "BlankTargets"
 
 
 def test_what_was_given_up_says_which_side_may_have_lost_something() -> None:
