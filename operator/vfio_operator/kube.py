@@ -57,6 +57,30 @@ def brief(error: BaseException) -> str:
     return str(body or error or type(error).__name__).strip().partition("\n")[0][:500]
 
 
+def _fence(insist: Callable[[], None]) -> aiohttp.TraceConfig:
+    """Asks once more when a request has its connection, just before it is sent: getting one may have taken long.
+
+    The Lease itself is written by who does not lead yet, and reviews change nothing.
+    """
+    trace = aiohttp.TraceConfig()
+
+    async def begun(_session: Any, context: Any, request: aiohttp.TraceRequestStartParams) -> None:
+        parts = request.url.path.split("/")
+        context.writes = request.method not in ("GET", "HEAD") and not _UNFENCED.intersection(parts)
+
+    async def connected(_session: Any, context: Any, _parameters: Any) -> None:
+        if context.writes:
+            insist()
+
+    trace.on_request_start.append(begun)
+    trace.on_connection_create_end.append(connected)
+    trace.on_connection_reuseconn.append(connected)
+    return trace
+
+
+_UNFENCED = frozenset({"leases", "tokenreviews", "subjectaccessreviews"})
+
+
 class OperatorApi:
     """The API server as the operator uses it. Errors are kubernetes.aio's ApiException and OSError.
 
@@ -76,12 +100,15 @@ class OperatorApi:
     @classmethod
     async def connect(cls, kubeconfig: Path | None, namespace: str, instance: str) -> "OperatorApi":
         """From a kubeconfig, or from the pod's service account."""
-        settings = client.Configuration()
+        settings: Any = client.Configuration()
         if kubeconfig is not None:
             await config.load_kube_config(str(kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
         else:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-        return cls(client.ApiClient(settings), namespace, instance)
+        made: list[OperatorApi] = []
+        settings.trace_configs = [_fence(lambda: made[0].may_write())]
+        made.append(cls(client.ApiClient(settings), namespace, instance))
+        return made[0]
 
     async def apply_status(self, key: MigrationKey, status: Json) -> None:
         """Server-side apply of a migration's whole status."""

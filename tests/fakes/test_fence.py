@@ -1,11 +1,16 @@
 """A replica whose lease is not certainly its own writes nothing: asked of every method that could."""
 
 import asyncio
+import contextlib
 import inspect
+import json
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientOSError, web
 
 from vfio_api.types import MigrationKey, Outcome
 from vfio_operator.kube import NotLeadingError, OperatorApi
@@ -88,3 +93,58 @@ def test_a_lease_is_its_own_for_its_duration_from_before_it_was_written(monkeypa
     clock[0] = 105.0  # others may take it from here on
     with pytest.raises(NotLeadingError, match="lease vfio-operator is not fresh"):
         leadership.insist()
+
+
+def test_a_request_that_waited_for_its_connection_is_not_sent_by_who_was_replaced_meanwhile(tmp_path: Path) -> None:
+    """Its method had asked; it is asked once more when the connection is there. The Lease is not fenced by itself."""
+
+    async def scene() -> list[str]:
+        seen: list[str] = []
+
+        async def answer(request: web.Request) -> web.Response:
+            seen.append(f"{request.method} {request.path}")
+            return web.json_response({"metadata": {}})
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(json.dumps(config_for(port)))
+        api = await OperatorApi.connect(kubeconfig, "ns", "operator-0")
+        try:
+            refused = pytest.raises(ClientOSError, match="replaced meanwhile")
+            for fresh, outcome in ((True, contextlib.nullcontext()), (False, refused)):
+                left = iter([True, fresh])  # asked by the method, and again with the connection
+
+                def insist(left: Iterator[bool] = left) -> None:
+                    if not next(left):
+                        raise NotLeadingError("replaced meanwhile")
+
+                api.may_write = insist
+                with outcome:
+                    await api.set_claim("device", "1", None)
+            await api.client.call_api(
+                "PUT", f"http://127.0.0.1:{port}/apis/coordination.k8s.io/v1/namespaces/ns/leases/x"
+            )
+            await api.migration(KEY)
+        finally:
+            await api.close()
+            await runner.cleanup()
+        return seen
+
+    assert [line.partition(" ")[0] for line in asyncio.run(scene())] == ["PATCH", "PUT", "GET"]
+
+
+def config_for(port: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {"token": "none"}}],
+    }

@@ -78,6 +78,13 @@ class LaneNode:
         self.full_disk.with_suffix(".hits").unlink(missing_ok=True)
         self.release()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the agent has a leader, as far as it has said last."""
+        text = self.node.agent.text() if self.node.agent is not None else ""
+        lost = max(text.rfind('"event": "operator stream ended"'), text.rfind('"event": "operator not reached"'))
+        return text.rfind('"event": "connected"') > lost
+
     def release(self) -> None:
         """Let everything that is held go on, and hold nothing any more."""
         for address in DEVICES:
@@ -168,6 +175,7 @@ class Lane:
             for node in self.nodes.values():
                 node.begin_anew()
             self.wait(self._clean, "no device is held or claimed", SETTLE_SECONDS)
+        self.wait(lambda: all(n.connected for n in self.nodes.values()), "agents are connected", SETTLE_SECONDS)
 
     def _clean(self) -> bool:
         return all(
