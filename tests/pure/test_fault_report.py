@@ -9,7 +9,7 @@ from devtools.faults import history
 from devtools.faults.report import Result, last_line, markdown, percentile, running_again, summary, to_json
 from devtools.faults.story import Decision, Violation
 from devtools.faults.witness import MIGRATIONS, SWITCHOVERS, Record
-from pure.fault_tales import aborted, moved
+from pure.fault_tales import Tale, aborted, moved
 
 GOOD = Result("kill operator at vote", "2x2", "Vote", "Succeeded", "Succeeded", "Commit", 2.5, 1.0)
 BAD = Result("cut link at barrier A", "1x1", "BarrierA", "", "", "Abort", None, None, (Violation("I1", "runs twice"),))
@@ -51,6 +51,14 @@ def test_running_again_is_when_the_last_device_of_the_right_side_runs() -> None:
     assert running_again(story, stopped) == last - stopped
     assert running_again(story, last + 1) == 0
     assert running_again(aborted().story("Failed", events=story.events[:20]), stopped) is None
+
+
+def test_sources_that_nothing_happened_to_have_run_all_the_time() -> None:
+    tale = Tale()
+    tale.blank()  # the targets were prepared, no more
+    story = tale.story("Failed", "ArcFailed")
+    assert not [event for event in story.events if event.end in tale.sources]
+    assert running_again(story, story.events[0].t) == 0
 
 
 def test_a_trace_is_read_from_a_line_on_and_an_unfinished_line_is_left_out(tmp_path) -> None:

@@ -159,6 +159,8 @@ class View:
 
     def port(self, end: End) -> int | None:
         """Who a source device is to its peers, before it is given up; None: nobody."""
+        if not self.of(end):  # nothing has happened to it
+            return self.story.end[end].port if end in self.story.end else None
         found = [event.port for event in self.of(end) if event.port is not None]
         return found[0] if found else None
 
