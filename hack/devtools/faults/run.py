@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 
+from kubernetes.client.exceptions import ApiException
+
 from devtools.faults.arena import Arena
 from devtools.faults.cells import HOW, Cell
 from devtools.faults.checker import check
@@ -22,6 +24,7 @@ from devtools.faults.story import Story, Violation
 from devtools.plane import KubectlError
 from devtools.processes import ProcessError
 
+CREATED_SECONDS = 20.0
 END_SECONDS = 60.0  # from the end of a fault to the end of its migration
 Told = Callable[[Result, float], None]
 
@@ -89,8 +92,18 @@ def _run(lane: Lane, cell: Cell, number: int) -> Result:
 
 
 def _begin(situation: Situation) -> None:
-    lane = situation.lane
-    situation.uid = lane.arena.api.create(lane.manifest(situation.name, situation.pairs))
+    lane, manifest = situation.lane, situation.lane.manifest(situation.name, situation.pairs)
+
+    def created() -> bool:
+        try:
+            situation.uid = lane.arena.api.create(manifest)
+        except ApiException as error:
+            if error.status != 503:  # its policies do not know the kind yet: it has just been restarted
+                raise
+            return False
+        return True
+
+    lane.wait(created, "the API server takes a VFIOMigration", CREATED_SECONDS)
 
 
 def _of_point(cell: Cell, situation: Situation, times: Times) -> bool:
