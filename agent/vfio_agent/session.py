@@ -39,6 +39,8 @@ from vfio_api.types import (
     Timing,
 )
 
+_LOSSES = (Reason.SOURCE_STATE_LOST, Reason.TARGET_LOST_AFTER_COMMIT)
+
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
@@ -99,7 +101,7 @@ class Session:
         self.on_loop(self._fail, error)
 
     def _fail(self, error: VFIOMigrationError) -> None:
-        final = error.reason is Reason.TARGET_LOST_AFTER_COMMIT  # whatever was tried before
+        final = error.reason in _LOSSES  # whatever else was said, by a stream that broke on it
         if self.failure is None or (final and self.failure.reason is not error.reason):
             arc, errno = getattr(error, "arc", ""), getattr(error, "errno", 0)
             self.failure = Failure(error.reason, error.message, error.device, arc, errno)

@@ -5,7 +5,7 @@ from errno import EIO
 
 from loopback.agents_world import ABORT, COUNT, KEY, SOURCE, TARGET, Node, Operator, RunningAgent, play
 from vfio_api.device import DeviceState as S
-from vfio_api.errors import Reason
+from vfio_api.errors import DeviceError, Reason
 from vfio_api.types import Command, Goal, SessionReport
 
 
@@ -74,5 +74,34 @@ def test_that_a_source_was_reset_is_said_as_often_as_it_is_asked_also_by_the_nex
         assert operator.source.states() == [S.RUNNING] * COUNT
         for role in (TARGET, SOURCE):
             assert (await operator.tell(role, Goal.RELEASED)).reached is Goal.RELEASED
+
+    play(nodes, scene)
+
+
+def test_a_loss_is_said_though_the_stream_of_that_device_said_something_first(nodes: tuple[Node, Node]) -> None:
+    """What breaks on a device in ERROR is heard at any time, also while its peers are being brought back."""
+
+    async def scene(operator: Operator) -> None:
+        await operator.pre_copy()
+        operator.source.node.control.fault("sim1", "arc", arc=(S.PRE_COPY_P2P, S.STOP_COPY), error=EIO, to_error=True)
+        await operator.tell(SOURCE, Goal.STOP_COPY)
+        operator.decision = ABORT
+        command = operator.command(SOURCE, Goal.RUNNING)
+        session = operator.source.agent._sessions[KEY.uid, SOURCE]
+        before = session.side.before
+
+        async def late(told: Command) -> None:
+            await before(told)
+            session.fail(DeviceError("reading its state failed", device="gpu1"))
+
+        session.side.before = late  # type: ignore[method-assign]
+        operator.source.agent.take(command)
+        report = await operator.source.until(SOURCE, lambda r: r.reached is Goal.RUNNING and r.failure is not None)
+        report = await operator.source.until(
+            SOURCE, lambda r: r.failure is not None and r.failure.reason is Reason.SOURCE_STATE_LOST
+        )
+        assert report.failure is not None
+        assert report.failure.device == "gpu1"
+        await operator.roll_back()
 
     play(nodes, scene)
