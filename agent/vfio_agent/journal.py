@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from vfio_agent.machine import SessionFacts
+from vfio_agent.machine import SessionFacts, rebooted
 from vfio_agent.records import (
     MAX_RECORD,
     Record,
@@ -136,7 +136,8 @@ class Journal:
             return None
         if durable[0] == self._boot_id:
             raise RecordError(f"{self._volatile / name} is gone, the record of this boot that says how far it is")
-        return durable[1]
+        key, spec, facts = durable[1]
+        return key, spec, rebooted(facts)
 
 
 def _stored(path: Path, identity: tuple[str, Role]) -> tuple[str, Stored] | None:

@@ -206,6 +206,17 @@ def rounds(
     return tuple(planned)
 
 
+def rebooted(facts: SessionFacts) -> SessionFacts:
+    """What a session knows when only its durable record is left, of an earlier boot.
+
+    After Commit nobody knows any more whether a target had left STOP: its state is gone for good.
+    """
+    if facts.role is not Role.TARGET or facts.decision is not Outcome.COMMIT:
+        return facts
+    names = tuple(name for name, _ in facts.incarnations)
+    return replace(facts, loaded=True, lost=(), leaving=True, gone=names)
+
+
 def inquiry(facts: SessionFacts) -> Inquiry:
     """What the session asks after silence. Only a source may ask for Abort: a target's vote is irrevocable."""
     if facts.decision is not None:
