@@ -61,13 +61,13 @@ def _explored(run: Run, total: Total) -> Found:
 
 def _walked(total: Total) -> None:
     print("\nbeyond the bounds, at random:")
-    for shape, faults, count, disk in WALKS:
+    for shape, faults, count, worst in WALKS:
         began = time.perf_counter()
-        found: Walked = random_walks(shape, faults, range(count), disk=disk)
+        found: Walked = random_walks(shape, faults, range(count), worst=worst)
         total.violations += found.violations
         total.stuck += found.stuck
         print(
-            f"  {shape}: {found.walks} walks of at most {faults} faults{', full disks among them' if disk else ''}: "
+            f"  {shape}: {found.walks} walks of at most {faults} faults({KINDS[worst]} among them): "
             f"{found.steps} steps, {found.faults} faults, {found.violations} violations, {found.stuck} stuck; "
             f"{time.perf_counter() - began:.1f} s",
             flush=True,

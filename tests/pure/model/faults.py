@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pure.model.agents import Agent
 from pure.model.rules import taken
 from pure.model.state import Content, Device, Part, S, Sess, Stream
+from vfio_agent import machine
 from vfio_api.errors import Reason
 from vfio_api.types import Goal, Role
 
@@ -89,14 +90,15 @@ def restart(agent: Agent, part: Part, streams: Streams) -> tuple[Part, Streams]:
 def close_all(part: Part) -> Part:
     """Nobody holds the devices any more: vfio-pci resets a function when its last fd is closed."""
     sess = part.sess
-    came_back = sess is None or (sess.facts.backward and sess.reached is Goal.RUNNING)
+    came_back = sess is None or sess.facts.backward
     return part._replace(devices=tuple(_closed(d, came_back=came_back) for d in part.devices))
 
 
 def _closed(device: Device, *, came_back: bool) -> Device:
     if not device.open:
         return device
-    content = Content.DIED if device.content is Content.LIVE and came_back else taken(device)
+    runs_again = came_back and device.content is Content.LIVE and device.state is S.RUNNING
+    content = Content.DIED if runs_again else taken(device)
     return Device(S.RUNNING, content, False)
 
 
@@ -108,7 +110,8 @@ def reboot(agent: Agent, part: Part, streams: Streams) -> tuple[Part, Streams]:
     """What was journalled within the switchover is gone; the record of Prepared is there."""
     sess = part.sess
     if sess is not None:
-        part = part._replace(sess=sess._replace(disk=sess.durable))
+        durable = machine.rebooted(sess.durable) if sess.durable is not None else None
+        part = part._replace(sess=sess._replace(disk=durable))
     return restart(agent, close_all(part), streams)
 
 

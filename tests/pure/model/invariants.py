@@ -157,13 +157,18 @@ def _finish(view: View, etcd: Etcd, phase: Phase, reason: Reason | None) -> str:
 def end(view: View, etcd: Etcd, sessions: int) -> str:
     """What is wrong with how it ended, "" if nothing: nothing is under way any more, also not by the janitor.
 
-    Whatever was lost, no session and no claim is left.
+    Whatever was lost, no session and no claim is left, but where faults took both copies of a state after Commit: there
+    the operator goes on asking for the one that the other is to be made of.
     """
     if etcd.terminal is None:
         return "I4: it never ends"
     phase, reason = etcd.terminal
     told = f"{phase}{f' ({reason})' if reason else ''}"
-    if sessions or etcd.claims:
+    pairs = zip(view.sources, view.targets, strict=True)
+    nothing = etcd.decision is Outcome.COMMIT and any(
+        s.content is Content.LOST and not runs(t) and t.content is not Content.LOADED for s, t in pairs
+    )
+    if (sessions or etcd.claims) and not (nothing and reason is Reason.TARGET_LOST_AFTER_COMMIT):
         return f"I4: {told}: {sessions} sessions and claims {etcd.claims:b} are left behind"
     lost = any(d.content is Content.LOST for d in view.sources)
     if etcd.decision is Outcome.COMMIT:

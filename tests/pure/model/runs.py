@@ -45,12 +45,9 @@ LONG = (
     Run("1-1", any_of(1, "elect", "cancel", "expire"), Rules(in_flight=2)),
 )
 
-# shape, faults in a walk, walks, full disks among them
-WALKS = (
-    ("1-1", 6, 1000, False),
-    ("2-1", 6, 600, False),
-    ("1-2", 6, 600, False),
-    ("2-2", 6, 600, False),
-    ("2-2", 6, 200, True),
-    ("3 pairs 2-2", 6, 600, False),
+# shape, faults in a walk, walks, the worst of them
+WALKS = tuple(
+    (shape, 6, 150, worst)
+    for shape in ("1-1", "2-1", "1-2", "2-2", "3 pairs 2-2")
+    for worst in ("error", "both", "reboot", "disk")
 )

@@ -218,6 +218,8 @@ class Commands:
                 return self.fail(part, Reason.TARGET_HAS_HOLDER), streams, ()  # handed over by an earlier session
             part, streams, effects = self._open(part, streams, cmd)
             sess = sess_of(part)._replace(held=True, known=True)
+            opened = tuple((name, "") for name in self.names)
+            sess = sess._replace(facts=replace(sess.facts, incarnations=opened))
             part = part._replace(sess=self.note(part, sess, sess.facts, durable=True))
         if self.source and (goal is Goal.PRE_COPY and not sess.senders):
             return part, streams, ()  # connects in a step of its own

@@ -15,6 +15,7 @@ from pure.model.system import Next, System
 
 # how likely a fault is where one can happen: most of a walk is work
 FAULTY = 0.06
+WORST = ("error", "both", "reboot", "disk")
 
 
 @dataclass
@@ -30,15 +31,14 @@ class Walked:
     labels: list[str] = field(default_factory=list)
 
 
-def many_faults(total: int, *, disk: bool = False) -> Budget:
-    """Of every kind as many as there may be in all, but one cancel; a full disk, or devices that go with their keeper.
+def many_faults(total: int, worst: str) -> Budget:
+    """As many as there may be in all of every kind that costs no device its state, and one cancel.
 
-    A known limit: a target that runs, which a full disk kept from being journalled, and whose devices then go with
-    their keeper, can be loaded with an older state.
+    worst: which of the others there is: "error" as often as any, "both" or "reboot" once, or "disk". Two of these at
+    once can take both copies of a state, or what was known of it; that is a known limit.
     """
-    left_out = ("both", "reboot") if disk else ("disk",)
-    counts = {kind: 1 if kind == "cancel" else total for kind in KINDS if kind not in left_out}
-    return budget(total, **counts)
+    counts = {kind: 1 if kind in ("cancel", "both", "reboot") else total for kind in KINDS}
+    return budget(total, **{kind: n for kind, n in counts.items() if kind not in WORST or kind == worst})
 
 
 def walk(system: System, liveness: Liveness, choices: Iterator[float], most: int, found: Walked) -> None:
@@ -77,10 +77,10 @@ def _note(found: Walked, text: str, labels: list[str]) -> None:
 
 
 def random_walks(
-    shape: str, faults: int, seeds: Iterable[int], *, most: int = 400, disk: bool = False, rules: Rules = DEFAULT
+    shape: str, faults: int, seeds: Iterable[int], *, most: int = 400, worst: str = "error", rules: Rules = DEFAULT
 ) -> Walked:
     """A walk for each seed, through one shape."""
-    system = System(SHAPES[shape], many_faults(faults, disk=disk), rules)
+    system = System(SHAPES[shape], many_faults(faults, worst), rules)
     liveness, found = Liveness(system), Walked()
     for seed in seeds:
         coins = random.Random(seed)
@@ -88,9 +88,9 @@ def random_walks(
     return found
 
 
-def driven_walk(shape: str, faults: int, numbers: Iterable[int]) -> Walked:
+def driven_walk(shape: str, faults: int, worst: str, numbers: Iterable[int]) -> Walked:
     """A walk whose choices are `numbers` from 0 to 255, pair by pair: to be searched by hypothesis."""
-    system = System(SHAPES[shape], many_faults(faults))
+    system = System(SHAPES[shape], many_faults(faults, worst))
     found = Walked()
     walk(system, Liveness(system), (number / 256 for number in numbers), 300, found)
     return found
