@@ -19,4 +19,5 @@ if __name__ == "__main__":
     machine._admit_order = lambda _facts, _command: None
     deliver_late()
     Agent._carry_out = _obey
+    Agent._has_ended = lambda _self, _identity, _command: False  # it goes by the epoch, too
     main()
