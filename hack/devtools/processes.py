@@ -59,6 +59,8 @@ class Child:
         """Wait until `text` is in its output. Raises ProcessError."""
         deadline = time.monotonic() + timeout
         while text not in self.text():
+            if not self.running and text in self.text():
+                return  # its last words
             if not self.running or time.monotonic() > deadline:
                 state = "is running" if self.running else f"ended with {self._popen.returncode}"
                 raise ProcessError(f"{self.name} {state} and has not printed {text!r}:\n{self.text()[-3000:]}")

@@ -102,7 +102,8 @@ class FaultWorld(World):
         for kind in ("vfiomigrations", "vfioswitchovers"):
             for found in self.stack.get(kind)["items"]:
                 name = found["metadata"]["name"]
-                self.stack.kubectl("patch", kind, name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+                patch = '{"metadata":{"finalizers":null}}'
+                self.stack.kubectl("patch", kind, name, "--type=merge", "-p", patch, check=False)  # gone is as good
                 self.stack.kubectl("delete", kind, name, "--ignore-not-found")
         for found in self.stack.get("vfd")["items"]:
             if "claimRef" in found["spec"]:

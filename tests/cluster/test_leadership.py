@@ -94,9 +94,8 @@ def test_a_leader_that_was_stopped_past_its_lease_changes_nothing_when_it_wakes(
             world.control("node-a").fault("sim3", "arc", arc=(S.PRE_COPY_P2P, S.STOP_COPY), error=EIO)
             world.control("node-a").fault("sim2", "arc", arc=(S.STOP, S.RUNNING_P2P), delay_us=12_000_000)
         name = world.apply(migration(f"stopped-{number}", pairs()))
-        world.stack.wait_until(lambda: "STOP_COPY" in world.states("node-a"), "sources stop")
-        if moment == "RollingBack":
-            world.stack.wait_until(lambda: "RUNNING_P2P" in world.states("node-a"), "the way back")
+        awaited = "STOP_COPY" if moment == "BarrierB" else "RUNNING_P2P"  # that lasts: one arc takes its time
+        world.stack.wait_until(lambda: awaited in world.states("node-a"), f"sources in {awaited}")
         first.signal(signal.SIGSTOP)
         world.operator = world.stack.start_operator(f"operator-{number}")
         world.operator.wait_for('"event": "leading"', 60)

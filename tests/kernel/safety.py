@@ -28,6 +28,8 @@ class Traced:
     """One device as the log of its guest shows it, so far."""
 
     state: str
+    fell: str = ""
+    """Where it was when it fell into ERROR: arcs of one round go side by side, behind the same barrier."""
     saved: bool = False
     """It has begun to hand its state over: it was stopped for that."""
     back: bool = False
@@ -91,12 +93,14 @@ def _replayed(arcs: Sequence[Arc]) -> Iterator[tuple[Arc, bool]]:
 
 
 def _others(arc: Arc, side: dict[str, Traced]) -> dict[str, str]:
-    return {name: device.state for name, device in side.items() if name != arc.device}
+    return {name: device.fell or device.state for name, device in side.items() if name != arc.device}
 
 
 def _behind(arc: Arc, side: dict[str, Traced], *allowed: str) -> None:
     """Raise unless all other devices of the side are there already: had arrived, by the log, before this arc began."""
-    strays = {name: state for name, state in _others(arc, side).items() if state not in allowed}
+    fallen = {name for name, device in side.items() if device.fell} if "ERROR" in allowed else set()
+    judged = _others(arc, side).items()
+    strays = {n: side[n].state for n, state in judged if state not in allowed and n not in fallen}
     if strays:
         raise SafetyError(
             f"barrier: {arc.device} {arc.old} -> {arc.new} with {strays}, which is not in {allowed}: {arc}"
@@ -122,9 +126,14 @@ def _source_begins(arc: Arc, side: dict[str, Traced]) -> None:
         device.back = True
 
 
+def _moved(device: Traced, arc: Arc) -> None:
+    device.state = arc.after
+    device.fell = arc.old if arc.after == "ERROR" else ""
+
+
 def _source_ended(arc: Arc, side: dict[str, Traced]) -> None:
     device = side[arc.device]
-    device.state = arc.after
+    _moved(device, arc)
     device.reset = device.reset or arc.outcome is Outcome.RESET
 
 
@@ -144,7 +153,7 @@ def _target_begins(arc: Arc, side: dict[str, Traced]) -> None:
 
 def _target_ended(arc: Arc, side: dict[str, Traced]) -> None:
     device = side[arc.device]
-    device.state = arc.after
+    _moved(device, arc)
     if arc.outcome is Outcome.RESET:
         device.loaded = False
     elif (arc.old, arc.after) == ("RESUMING", "STOP"):

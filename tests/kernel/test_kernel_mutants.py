@@ -23,6 +23,8 @@ def test_agent_that_passes_its_barrier_on_failure_is_seen(trial: Trial, role: st
     node.start_agent(module=PASSES_ON_FAILURE).wait_for('"connected"')
     try:
         trial.arm(role, arc, Fault.FAIL)
+        # the next time it is slow, so that its peer is certainly faster
+        node.workload.arm_fault(*arc, Fault.DELAY, device=trial.device(role, 1), delay_ms=500)
         trial.begin()
         found = trial.finished()
         trial.assert_fired()

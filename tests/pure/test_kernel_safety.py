@@ -110,6 +110,13 @@ def test_a_barrier_passed_on_failure_is_refused(left: str) -> None:
     refused(log.walk(["s0"], "PRE_COPY", "PRE_COPY_P2P", "STOP_COPY"), Log(), "barrier", left)
 
 
+def test_a_peer_that_fails_in_the_round_behind_the_barrier_had_arrived() -> None:
+    """Arcs of one round go side by side: what becomes of one there says nothing of the barrier before."""
+    log = Log().walk(SOURCES, "RUNNING", "PRE_COPY", "PRE_COPY_P2P")
+    log.begin("s1", "PRE_COPY_P2P", "STOP_COPY").failed("s1", "ERROR").walk(["s0"], "PRE_COPY_P2P", "STOP_COPY")
+    verdict(log, Log())
+
+
 def test_a_target_that_runs_before_its_peer_is_quiescent_is_refused() -> None:
     refused(sent(), voted().walk(["t0"], "STOP", "RUNNING_P2P", "RUNNING"), "barrier", "t0", "'t1': 'STOP'")
 
