@@ -17,7 +17,6 @@ import itertools
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -42,7 +41,6 @@ __all__ = [
     "GuestError",
     "Job",
     "Link",
-    "free_port",
     "parse_driver_trace",
 ]
 
@@ -142,7 +140,7 @@ class Guest:
         ``command`` is run first of all, and the guest ends with it; without one it lives until `close`.
         ``share`` is made if it does not exist, and is a temporary folder if not given. ``env`` is the
         environment of every command. ``hostfwd`` maps TCP ports of the guest to ports of 127.0.0.1 here
-        (`free_port`). ``visible`` are more paths of the host to be seen in the guest although they are
+        (`devtools.ports.free_port`). ``visible`` are more paths of the host to be seen in the guest although they are
         below /run, /tmp, /var/tmp or /mnt. The host's files are read through a cache: what changes outside
         the share after the start may not be seen.
 
@@ -284,13 +282,6 @@ class Guest:
     def _error(self, what: str) -> GuestError:
         texts = [_tail(self.share / name) for name in ("qemu.log", "console.log")]
         return GuestError("\n".join([f"guest {self.name} {what}", *filter(None, texts)]))
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _request(

@@ -18,11 +18,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from devtools.guest import HOST, WORKLOAD, Guest, GuestError, Job, Link, free_port
+from devtools.guest import HOST, WORKLOAD, Guest, GuestError, Job, Link
 from devtools.kernel import ensure_qemu, kernel_artefacts
 from devtools.kernel_agents import AGENT, Agents, ForkedAgent
 from devtools.kernel_workload import Workload
 from devtools.kube_proxy import KubeProxy
+from devtools.ports import free_port
 from devtools.processes import Child
 from devtools.stack import NAMESPACE, ROOT, Json, Stack
 

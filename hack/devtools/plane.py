@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from devtools.cache import build_once, content_key
+from devtools.ports import free_port
 from devtools.tools import go, kubectl
 
 SOURCE = Path(__file__).resolve().parents[1] / "testplane"
@@ -196,16 +197,16 @@ class Plane:
         # Not below TMPDIR: it holds unix sockets, whose paths may be 107 characters long.
         self.dir = Path(tempfile.mkdtemp(prefix="vp-", dir="/tmp"))
         try:
-            self._run(program, [])
+            self._run(program, free_port())
         except BaseException:
             self.stop()
             shutil.rmtree(self.dir, ignore_errors=True)
             raise
 
-    def _run(self, program: Path, flags: Sequence[str]) -> None:
+    def _run(self, program: Path, port: int) -> None:
         with (self.dir / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [program, "-dir", self.dir, *self._flags, *flags],
+                [program, "-dir", self.dir, *self._flags, "-port", str(port)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -230,7 +231,7 @@ class Plane:
 
     def restart(self) -> None:
         """After `kill`: serve the same data at the same address. Raises PlaneError."""
-        self._run(build_plane(), ["-port", self.server.rpartition(":")[2]])
+        self._run(build_plane(), int(self.server.rpartition(":")[2]))
 
     def stop(self) -> None:
         """Stop the program, killing it if it takes too long, and remove its directory; again does nothing."""

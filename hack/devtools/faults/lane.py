@@ -9,7 +9,7 @@ from pathlib import Path
 from devtools.faults.arena import Arena
 from devtools.faults.proxy import Proxy
 from devtools.faults.story import End
-from devtools.guest import free_port
+from devtools.ports import free_port
 from devtools.stack import Json, Node, SimulatedDevice, migration
 from vfio_agent.broker import close_device, request_device
 from vfio_agent.devices.simulated import SimulatedBackend, SimulatorControl
