@@ -62,12 +62,19 @@ class Trial:
         return [found for found in self.arcs(role) if (found.device, found.old, found.new) == way][-1]
 
     def await_held(self, role: str, arc: tuple[State, State]) -> None:
-        """Wait until a device's arc is held, and all arcs of its peer have ended: the migration is at this point."""
+        """Wait until the second device's arc is held and the first has come through it: the migration is there.
+
+        The driver counts the hit when the arc is one that a release lets go on; it logs the arc before that.
+        """
+        first, second = self.device(role, 0), self.device(role, 1)
+        way = (arc[0].name, arc[1].name)
 
         def held() -> bool:
             arcs = self.arcs(role)
-            under_way = [(found.old, found.new) for found in arcs if found.ended is None]
-            return under_way == [(arc[0].name, arc[1].name)]
+            under_way = [(found.device, found.old, found.new) for found in arcs if found.ended is None]
+            through = [(found.old, found.new) for found in arcs if found.device == first][-1:] == [way]
+            hit = all(fault.hits for fault in self.node(role).workload.armed())
+            return through and under_way == [(second, *way)] and hit
 
         self.stack.wait_until(held, f"{arc[0].name} -> {arc[1].name} of {role} held")
 
