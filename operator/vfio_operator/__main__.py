@@ -8,13 +8,14 @@ from importlib.metadata import version
 
 import kopf
 import structlog
+from kopf._cogs.structs.references import Insights
 from prometheus_client import start_http_server
 from pydantic import ValidationError
 
 from vfio_api import logs
 from vfio_operator.channel import AgentLink, start_server
 from vfio_operator.coordinator import Coordinator
-from vfio_operator.handlers import kopf_settings, registry_for
+from vfio_operator.handlers import kopf_settings, not_watched, registry_for
 from vfio_operator.kube import OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
@@ -33,10 +34,11 @@ class Operator:
         self.metrics = OperatorMetrics(version("vfio-migration"))
         self._identity = new_server_identity()
         self._stop = asyncio.Event()
-        self.lost = False
+        self._insights = Insights()
+        self.failure = ""
 
-    async def run(self) -> None:
-        """Run until SIGTERM or until leadership is lost. Raises OSError if a port cannot be had."""
+    async def run(self) -> str:
+        """Run until SIGTERM, which returns "", or until it must end: why. Raises OSError if a port cannot be had."""
         settings = self._settings
         # the port must be known before the Lease can carry the address, and the Lease before anyone is served
         leadership = Leadership(
@@ -67,6 +69,7 @@ class Operator:
             await kopf.operator(
                 registry=registry_for(coordinator, settings),
                 settings=kopf_settings(settings),
+                insights=self._insights,
                 clusterwide=True,
                 standalone=True,
                 stop_flag=self._stop,
@@ -83,8 +86,18 @@ class Operator:
             web.shutdown()
             web_thread.join(GRACE_SECONDS)
             await self._api.close()
+        return self.failure
 
     async def _elect(self, leadership: Leadership, coordinator: Coordinator) -> None:
+        if missing := await not_watched(self._insights):  # who would see nothing must not lead
+            self.failure = (
+                f"the API server does not serve {', '.join(sorted(missing))} (vfiomigration.io/v1alpha1): install the "
+                "CustomResourceDefinitions of the chart, or wait if it has just started; a restart looks again"
+            )
+            log.error("kinds not served", missing=sorted(missing))
+            self._stop.set()
+            return
+
         async def elected() -> None:
             await self._api.publish_ca(self._identity.certificate)
             coordinator.lead()
@@ -96,19 +109,17 @@ class Operator:
         except Exception as error:  # who does not renew must not go on leading
             log.error("leadership lost", error=str(error) or repr(error))
             leadership.epoch = 0
-            self.lost = True
+            self.failure = "leadership lost; a restart makes this replica a standby"
             await coordinator.stop()
             self._stop.set()
             # whatever hangs must not outlive the lease
             asyncio.get_running_loop().call_later(self._settings.lease_seconds, os._exit, 1)
 
 
-async def run(settings: OperatorSettings) -> bool:
-    """Run one replica; True if it ended because it lost its leadership."""
+async def run(settings: OperatorSettings) -> str:
+    """Run one replica; returns why it had to end, if it had to."""
     api = await OperatorApi.connect(settings.kubeconfig, settings.namespace, settings.pod_name)
-    operator = Operator(settings, api)
-    await operator.run()
-    return operator.lost
+    return await Operator(settings, api).run()
 
 
 def main() -> None:
@@ -123,10 +134,10 @@ def main() -> None:
     if settings.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf's login looks
     try:
-        lost = asyncio.run(run(settings))
+        failure = asyncio.run(run(settings))
     except OSError as error:
         sys.exit(f"vfio-operator: cannot run: {error}")
-    sys.exit("vfio-operator: leadership lost; a restart makes this replica a standby" if lost else 0)
+    sys.exit(f"vfio-operator: {failure}" if failure else 0)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,23 @@ kopf's own finalizers, patches and Events would be written by a standby replica 
 from typing import Any
 
 import kopf
+from kopf._cogs.structs.references import Insights  # what kopf.operator takes and fills
 
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.names import FINISHED_LABEL
 from vfio_operator.coordinator import Coordinator
 from vfio_operator.settings import OperatorSettings
+
+KINDS = frozenset({"vfiodevices", "vfiomigrations"})
+
+
+async def not_watched(insights: Insights) -> frozenset[str]:
+    """Once kopf knows what the API server serves: the kinds that it does not watch, and will not.
+
+    It asks once. A server that has just started serves, for a moment, everything but custom resources.
+    """
+    await insights.ready_resources.wait()
+    return KINDS - {resource.plural for resource in insights.watched_resources}
 
 
 def registry_for(coordinator: Coordinator, settings: OperatorSettings) -> kopf.OperatorRegistry:
@@ -39,7 +51,7 @@ def kopf_settings(settings: OperatorSettings) -> kopf.OperatorSettings:
     made = kopf.OperatorSettings()
     made.posting.enabled = False
     made.posting.loggers = False
-    made.scanning.disabled = True  # the CRDs are installed before the operator: no watch on them or on namespaces
+    made.scanning.disabled = True  # no watch on CRDs or namespaces: see `not_watched`
     made.watching.chunk_size = 500
     made.watching.label_selectors[API_GROUP, API_VERSION, "vfiomigrations"] = f"!{FINISHED_LABEL}"
     made.networking.request_timeout = 30

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.world import SETS, World, mark, migration, pairs
 from devtools.processes import Child
+from devtools.stack import Stack
 from vfio_api.device import DeviceState as S
 
 WRITES = {"create", "update", "patch", "delete", "deletecollection"}
@@ -155,3 +156,14 @@ def test_what_vanished_while_nobody_led_is_ended_by_the_next_leader(world: World
         arcs = [a for a in world.stack.nodes["node-a"].arcs()[since:] if a["event"] == "arc" and a["device"] == "sim0"]
         if moment == "Switchover":
             assert [a["to"] for a in arcs][-2:] == ["RUNNING_P2P", "RUNNING"]
+
+
+def test_a_replica_that_would_see_no_migrations_does_not_lead_but_ends() -> None:
+    """kopf asks once what is served, and an API server that starts serves custom resources a moment after the rest."""
+    with Stack([]) as stack:
+        stack.kubectl("delete", "crd", "vfiomigrations.vfiomigration.io")
+        replica = stack.start_operator()
+        stack.wait_until(lambda: not replica.running, "the replica ends")
+        assert '"event": "leading"' not in replica.text()
+        assert "does not serve vfiomigrations (vfiomigration.io/v1alpha1): install the CustomResource" in replica.text()
+        assert "Traceback" not in replica.text()
