@@ -203,6 +203,9 @@ def not_converged(observed: Observed) -> Failure:
 
 
 def _give_up(observed: Observed) -> Plan:
+    gone = target_lost(observed)
+    if gone is not None:  # that what is left of the targets runs is no success
+        return Plan("GiveUp", Phase.FAILED, (Finish(Phase.FAILED, gone),), gone.message)
     there = all_reached(Role.TARGET, Goal.RUNNING)(observed) or (observed.rehearsed and sources_run(observed))
     if there and not rolls_back(observed):
         sentence = f"{_success(observed)}; what could not be released is released later"

@@ -29,6 +29,7 @@ CRASHES = ("restart", "both", "reboot", "elect")
 SHORT = (
     Run("1-1", any_of(1, *(kind for kind in EVERY if kind != "silence"))),
     Run("1-1", any_of(2, "cancel", "silence", each=1), most=40_000),
+    Run("1-1", any_of(2, "error", "expire", "stays", each=1)),
     Run("2-1", any_of(1, *COMMON, "disk")),
     Run("1-2", any_of(1, *COMMON, "disk")),
 )
