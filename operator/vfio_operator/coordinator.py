@@ -117,10 +117,10 @@ class Coordinator:
         task.add_done_callback(partial(self._ended, migration.key.uid))
         self._tasks[migration.key.uid] = migration, task
 
-    def _undertake(self, key: MigrationKey, pairs: tuple[Pair, ...]) -> None:
+    def _undertake(self, key: MigrationKey, body: Mapping[str, Any] | None, pairs: tuple[Pair, ...]) -> None:
         """Bring what is left of a migration that is gone or finished to its end."""
         if self._context is not None and key.uid not in self._tasks:
-            self._start(MigrationTask(key, observe.body_of_what_is_gone(key), self._context, left=pairs))
+            self._start(MigrationTask(key, observe.body_of_what_is_left(key, body), self._context, left=pairs))
 
     def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
         migration, _ = self._tasks.pop(uid)

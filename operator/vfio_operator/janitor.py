@@ -32,7 +32,7 @@ class Janitor:
         agents: Agents,
         inventory: Mapping[tuple[str, str], DeviceRecord],
         active: Callable[[str], bool],
-        undertake: Callable[[MigrationKey, tuple[Pair, ...]], None],
+        undertake: Callable[[MigrationKey, Json | None, tuple[Pair, ...]], None],
     ):
         self._api, self._agents, self._inventory, self._active = api, agents, inventory, active
         self._undertake, self._lists = undertake, Lists(api)
@@ -84,7 +84,7 @@ class Janitor:
         pairs = pairs or pairs_of(sessions, spec.get("sourceNodes", ()), spec.get("targetNodes", ()))
         self._tried[uid] = moment
         log.info("orphaned sessions are ended", migration=str(key), uid=uid, nodes=[node for node, _ in sessions])
-        self._undertake(key, pairs)
+        self._undertake(key, body, pairs)
 
     def _key(self, uid: str, switchover: Json | None) -> MigrationKey | None:
         if switchover is not None:

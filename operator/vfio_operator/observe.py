@@ -76,10 +76,11 @@ def is_finished(body: Body) -> bool:
     return any(c["type"] == "Finished" and c["status"] == "True" for c in conditions)
 
 
-def body_of_what_is_gone(key: MigrationKey) -> dict[str, Any]:
-    """What stands in for an object that does not exist any more: deleted, and that is all that is known of it."""
+def body_of_what_is_left(key: MigrationKey, body: Body | None) -> dict[str, Any]:
+    """What stands in for an object that is finished, or gone (None): deleted, and what it failed of, if known."""
     metadata = {"uid": key.uid, "namespace": key.namespace, "name": key.name, "deletionTimestamp": "unknown"}
-    return {"metadata": metadata, "spec": {}}
+    failure = (body or {}).get("status", {}).get("failure")
+    return {"metadata": metadata, "spec": {}, "status": {"failure": failure} if failure else {}}
 
 
 def is_expired(body: Body, moment: datetime) -> bool:
