@@ -52,6 +52,14 @@ class Sent:
 
 
 @dataclass(slots=True)
+class Reloads:
+    """How often a node's targets were told to load once more after Commit, and when they may be told next."""
+
+    count: int = 0
+    next_at: float = 0.0
+
+
+@dataclass(slots=True)
 class Memory:
     """What one migration's task remembers between plans; every fact of it can be found again after a restart.
 
@@ -75,6 +83,7 @@ class Memory:
     recorded: Failure | None = None
     exhausted: bool = False
     sent: dict[tuple[str, Role], Sent] = field(default_factory=dict)
+    reloads: dict[str, Reloads] = field(default_factory=dict)
     sequence: int = 0
 
 
@@ -242,6 +251,9 @@ class Executor:
             if attempts > MAX_ATTEMPTS:
                 self._memory.exhausted = True
                 return
+        anew = action.role is Role.TARGET and bool(action.again) and (last is None or last.attempt != action.attempt)
+        if anew and not self._may_reload(action.node, now):
+            return
         self._memory.sequence += 1
         retry_at = now + FIRST_RETRY_SECONDS * 2**attempts
         number = (self._leadership.epoch, self._memory.sequence)
@@ -249,6 +261,23 @@ class Executor:
             action.goal, action.decision, stream.number, number, action.attempt, attempts, retry_at
         )
         self._agents.send(action.node, self._command(observed, action))
+
+    def _may_reload(self, node: str, now: float) -> bool:
+        """Count one more reload of a node's targets, unless it is too early for it, or there were too many.
+
+        Each has a number of its own, so what ends the repeating of a command does not end them: a device that falls
+        into ERROR whenever it is to start, or one whose source has fallen as well, would be loaded for ever. After that
+        the janitor asks again, at leisure.
+        """
+        reloads = self._memory.reloads.setdefault(node, Reloads())
+        if now < reloads.next_at:
+            return False
+        if reloads.count >= MAX_ATTEMPTS:
+            self._memory.exhausted = True
+            return False
+        reloads.count += 1
+        reloads.next_at = now + FIRST_RETRY_SECONDS * 2**reloads.count
+        return True
 
     def _command(self, observed: Observed, action: Send) -> Command:
         seconds = observed.limits.prepare_seconds

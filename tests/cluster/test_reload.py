@@ -46,3 +46,18 @@ def test_a_target_that_falls_into_error_after_it_left_stop_is_said_to_be_lost_an
         world.published("node-b", {"sim0": "keeper", "sim1": "keeper", "sim2": "", "sim3": "keeper"})
         assert world.marks("node-b", ["sim0", "sim1", "sim3"]) == [mark(a) for a in ("sim0", "sim1", "sim3")]
         assert all("claimRef" not in d["spec"] for d in world.stack.get("vfd")["items"])
+
+
+def test_a_target_that_cannot_start_is_given_up_in_the_end_and_brought_there_when_it_can(world: World) -> None:
+    """Its state is in the source all the while: whoever mends the device loses nothing."""
+    with world.workload():
+        world.control("node-b").fault("sim2", "arc", arc=START, error=EIO, to_error=True, times=1000)
+        found = world.run(migration("never", pairs()), timeout=90)
+        assert found["status"]["phase"] == "Failed"
+        succeeded = condition(found, "Succeeded")
+        assert (succeeded["status"], succeeded["reason"]) == ("False", "TargetLostAfterCommit")
+        assert "given up after repeated failures" in succeeded["message"]
+        assert {"RUNNING", "RUNNING_P2P"}.isdisjoint(world.states("node-a"))
+        world.control("node-b").clear_faults("sim2")
+        world.published("node-b", dict.fromkeys(SETS, "keeper"), timeout=90)
+        assert_moved(world)

@@ -31,7 +31,7 @@ def bounds(budget: Budget, rules: Rules) -> str:
     counts = ", ".join(f"{kind} {n}" for kind, n in zip(KINDS, budget.left, strict=True) if n)
     return (
         f"faults in all at most {budget.total} ({counts}); reports in flight on a connection {rules.in_flight}, "
-        f"attempts {rules.attempts}, {'guarded' if rules.guarded else 'UNGUARDED'} leaders"
+        f"attempts {rules.attempts}, reloads {rules.reloads}, {'guarded' if rules.guarded else 'UNGUARDED'} leaders"
     )
 
 

@@ -168,7 +168,9 @@ def end(view: View, etcd: Etcd, sessions: int) -> str:
     nothing = etcd.decision is Outcome.COMMIT and any(
         s.content is Content.LOST and not runs(t) and t.content is not Content.LOADED for s, t in pairs
     )
-    if (sessions or etcd.claims) and not (nothing and reason is Reason.TARGET_LOST_AFTER_COMMIT):
+    if nothing and reason is Reason.TARGET_LOST_AFTER_COMMIT:
+        return ""
+    if sessions or etcd.claims:
         return f"I4: {told}: {sessions} sessions and claims {etcd.claims:b} are left behind"
     lost = any(d.content is Content.LOST for d in view.sources)
     if etcd.decision is Outcome.COMMIT:

@@ -227,7 +227,7 @@ class Operator:
     def _finish(self, now: Lead, etcd: Etcd, action: Finish, effects: list[tuple[Any, ...]]) -> tuple[Lead, Etcd]:
         if not now.left:
             terminal = action.phase, action.failure.reason if action.failure else None
-            if etcd.terminal is None:
+            if etcd.terminal is None and self.rules.guarded:  # what one without a guard writes of it proves nothing
                 effects.append(("finishes", *terminal))
             etcd = etcd._replace(terminal=terminal, finalizer=False)
         seen = tuple(
@@ -253,6 +253,10 @@ class Operator:
             attempts = last.attempts + 1
             if attempts > self.rules.attempts:
                 return lead._replace(exhausted=True), None
+        if action.role is Role.TARGET and action.again and (last is None or last.attempt != action.attempt):
+            if seen.reloads >= self.rules.reloads:
+                return lead._replace(exhausted=True), None
+            seen = seen._replace(reloads=seen.reloads + 1)
         sequence = next_number(seen.sequence, action.goal)
         sent = Sent(action.goal, action.decision, lead.epoch, sequence, action.attempt, attempts)
         cmd = Cmd(action.goal, action.decision, lead.epoch, sequence, action.attempt, action.again)
@@ -279,6 +283,8 @@ class Operator:
         orphans = any(s.linked and s.report is not None and s.report.reached is not Goal.RELEASED for s in lead.seen)
         if not lead.done or etcd.terminal is None or not orphans:
             return None
+        if lead.left and any(s.reloads >= self.rules.reloads for s in lead.seen):
+            return None  # it would ask for the same again and again
         seen = tuple(
             Seen(s.linked, None, s.report, s.report.sequence if s.report and s.report.epoch == lead.epoch else 0)
             for s in lead.seen
@@ -292,6 +298,8 @@ class Operator:
             exists=etcd.exists,
             decision=etcd.decision,
             by=etcd.by,
+            failure=etcd.failure,
+            recorded=etcd.failure,
             inherited=True,
             left=True,
         )

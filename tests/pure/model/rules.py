@@ -16,12 +16,14 @@ DISCARD, CLOSE = "discard", "close"
 class Rules:
     """What differs from the default is a mutant, but for bounds and the guard.
 
-    in_flight: reports on a connection. attempts: how often a leader says a thing that fails. guarded: a leader whose
-    lease is over writes nothing but what is under way already; without, it goes on as if it led.
+    in_flight: reports on a connection. attempts: how often a leader says a thing that fails. reloads: how often it has
+    a target load once more. guarded: a leader whose lease is over writes nothing but what is under way already;
+    without, it goes on as if it led: no device must be harmed, but the status may be wrong.
     """
 
     in_flight: int = 1
     attempts: int = 2
+    reloads: int = 3
     guarded: bool = True
     checks_epoch: bool = True
     journals_first: bool = True

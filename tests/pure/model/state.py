@@ -162,12 +162,13 @@ class Sent(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a leader knows of a participant."""
+    """What a leader knows of a participant. reloads: how often it was told to load once more."""
 
     linked: bool = False
     sent: Sent | None = None
     report: Report | None = None
     sequence: int = 0
+    reloads: int = 0
 
 
 class Lead(NamedTuple):
