@@ -73,7 +73,7 @@ sequences: $(STAMP) ## docs/sequences.md, drawn from real runs
 
 lock: $(STAMP) ## pin requirements/dev.in anew, with hashes and without index URLs
 	@$(BIN)/python -m pip install --quiet pip-tools
-	@$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host \
+	@$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
 	  --strip-extras --allow-unsafe --no-header -o requirements/dev.txt requirements/dev.in
 
 clean: ## the virtual environment and caches of this checkout
