@@ -36,10 +36,10 @@ test-cluster: $(STAMP) ## on the real control plane, with simulated devices
 test-kernel: $(STAMP) ## in QEMU guests, with the kernel's mtty devices
 	@$(BIN)/pytest tests/kernel
 
-model: $(STAMP) ## the safety protocol explored within bounds that are printed, and broken on purpose (10 minutes)
+model: $(STAMP) ## the safety protocol explored within bounds that are printed, and broken on purpose (3 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m pure.model
 
-faults: $(STAMP) ## the whole fault matrix on real processes; report in build/ (about 20 minutes)
+faults: $(STAMP) ## the whole fault matrix on real processes; report in build/ (about 8 minutes)
 	@PYTHONPATH=hack $(BIN)/python hack/faults.py
 
 bench-convergence: $(STAMP) ## which states converge, predicted against actual downtime, memory (about 15 minutes)

@@ -24,6 +24,7 @@ class Total:
     states: int = 0
     violations: int = 0
     stuck: int = 0
+    both_gone: int = 0
     missed: int = 0
 
 
@@ -46,12 +47,13 @@ def _explored(run: Run, total: Total) -> Found:
     total.states += found.states
     total.violations += found.violations
     total.stuck += found.stuck
+    total.both_gone += found.both_gone
     print(f"\n{run.shape}: {bounds(run.budget, run.rules)}")
     print(
         f"  {'every reachable state' if found.complete else f'the first {run.most} states'}: {found.states} states, "
         f"{found.transitions} transitions, {found.violations} violations; "
         f"{f'{found.lively} states followed to their end' if run.lively else 'ends not looked at'}, "
-        f"{found.stuck} stuck; {found.seconds:.1f} s",
+        f"{found.stuck} stuck, {found.both_gone} with both copies of a state gone; {found.seconds:.1f} s",
         flush=True,
     )
     for text, way in found.ways.items():
@@ -66,10 +68,11 @@ def _walked(total: Total) -> None:
         found: Walked = random_walks(shape, faults, range(count), worst=worst)
         total.violations += found.violations
         total.stuck += found.stuck
+        total.both_gone += found.both_gone
         print(
             f"  {shape}: {found.walks} walks of at most {faults} faults({KINDS[worst]} among them): "
-            f"{found.steps} steps, {found.faults} faults, {found.violations} violations, {found.stuck} stuck; "
-            f"{time.perf_counter() - began:.1f} s",
+            f"{found.steps} steps, {found.faults} faults, {found.violations} violations, {found.stuck} stuck, "
+            f"{found.both_gone} with both copies of a state gone; {time.perf_counter() - began:.1f} s",
             flush=True,
         )
         if found.broken:
@@ -98,7 +101,8 @@ def main() -> int:
         _explored(run, total)
     _walked(total)
     _hunted(total)
-    print(f"\nstates: {total.states}, violations: {total.violations}, stuck: {total.stuck}")
+    print(f"\nstates: {total.states}, violations: {total.violations}, stuck: {total.stuck}, ", end="")
+    print(f"both copies gone: {total.both_gone}")
     return int(bool(total.violations or total.stuck or total.missed))
 
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pure.model.invariants import BOTH_GONE
 from pure.model.liveness import Liveness
 from pure.model.state import World
 from pure.model.system import System
@@ -20,13 +21,16 @@ class Way:
 
 @dataclass
 class Found:
-    """What an exploration found. broken: the first breach. kinds: how often each. complete: nothing was left out."""
+    """What an exploration found. both_gone: states that end so (see BOTH_GONE). broken: the first breach. kinds: how
+    often each. complete: nothing was left out.
+    """
 
     states: int = 0
     transitions: int = 0
     violations: int = 0
     stuck: int = 0
     lively: int = 0
+    both_gone: int = 0
     seconds: float = 0.0
     complete: bool = True
     broken: str = ""
@@ -72,7 +76,9 @@ def explore(
         found.states += 1
         if lively:
             ended = liveness.end(world)
-            if ended:
+            if ended.startswith(BOTH_GONE):
+                found.both_gone += 1
+            elif ended:
                 found.stuck += 1
                 breach(ended, world)
         for step in system.steps(world):

@@ -14,6 +14,8 @@ from vfio_api.models_status import Phase
 from vfio_api.types import Outcome, Role
 
 HONEST = (Reason.SOURCE_STATE_LOST, Reason.TARGET_LOST_AFTER_COMMIT, Reason.ROLLBACK_INCOMPLETE)
+# where two faults took the state of a target and of its source, one after the other: counted, not a breach
+BOTH_GONE = "both copies of a state are gone"
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,8 @@ def end(view: View, etcd: Etcd, sessions: int) -> str:
     nothing = etcd.decision is Outcome.COMMIT and any(
         s.content is Content.LOST and not runs(t) and t.content is not Content.LOADED for s, t in pairs
     )
-    if nothing and reason is Reason.TARGET_LOST_AFTER_COMMIT:
-        return ""
-    if sessions or etcd.claims:
+    given_up = nothing and reason is Reason.TARGET_LOST_AFTER_COMMIT
+    if (sessions or etcd.claims) and not given_up:
         return f"I4: {told}: {sessions} sessions and claims {etcd.claims:b} are left behind"
     lost = any(d.content is Content.LOST for d in view.sources)
     if etcd.decision is Outcome.COMMIT:
@@ -178,6 +179,8 @@ def end(view: View, etcd: Etcd, sessions: int) -> str:
         if gone and reason is not Reason.TARGET_LOST_AFTER_COMMIT:
             return f"I4: {told}, and a target's state is lost"
         if not gone and not all(map(runs, view.targets)):
+            if given_up:
+                return BOTH_GONE
             return f"I4: {told}: the workload runs nowhere, targets are {[d.state.name for d in view.targets]}"
         return ""
     if phase is Phase.SUCCEEDED:

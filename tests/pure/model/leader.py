@@ -227,7 +227,7 @@ class Operator:
     def _finish(self, now: Lead, etcd: Etcd, action: Finish, effects: list[tuple[Any, ...]]) -> tuple[Lead, Etcd]:
         if not now.left:
             terminal = action.phase, action.failure.reason if action.failure else None
-            if etcd.terminal is None and self.rules.guarded:  # what one without a guard writes of it proves nothing
+            if etcd.terminal is None:
                 effects.append(("finishes", *terminal))
             etcd = etcd._replace(terminal=terminal, finalizer=False)
         seen = tuple(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pure.model.faults import KINDS, Budget, budget
+from pure.model.invariants import BOTH_GONE
 from pure.model.liveness import Liveness
 from pure.model.rules import DEFAULT, Rules
 from pure.model.state import SHAPES
@@ -27,6 +28,7 @@ class Walked:
     faults: int = 0
     violations: int = 0
     stuck: int = 0
+    both_gone: int = 0
     broken: str = ""
     labels: list[str] = field(default_factory=list)
 
@@ -61,7 +63,9 @@ def walk(system: System, liveness: Liveness, choices: Iterator[float], most: int
         world = chosen.world
     found.walks += 1
     ended = liveness.end(world)
-    if ended:
+    if ended.startswith(BOTH_GONE):
+        found.both_gone += 1
+    elif ended:
         found.stuck += 1
         _note(found, ended, labels)
 
