@@ -133,6 +133,7 @@ class Guest:
         hostfwd: Mapping[int, int] | None = None,
         link: Link | None = None,
         visible: Sequence[Path] = (),
+        disk: Path | None = None,
         artefacts: KernelArtefacts | None = None,
     ) -> Self:
         """Start a guest and return at once, before it has booted (so start all of them, then use them).
@@ -141,8 +142,9 @@ class Guest:
         ``share`` is made if it does not exist, and is a temporary folder if not given. ``env`` is the
         environment of every command. ``hostfwd`` maps TCP ports of the guest to ports of 127.0.0.1 here
         (`devtools.ports.free_port`). ``visible`` are more paths of the host to be seen in the guest although they are
-        below /run, /tmp, /var/tmp or /mnt. The host's files are read through a cache: what changes outside
-        the share after the start may not be seen.
+        below /run, /tmp, /var/tmp or /mnt. ``disk`` is an image that it has as /dev/vda; what it writes there is gone
+        with it. The host's files are read through a cache: what changes outside the share after the start may not be
+        seen.
 
         Raises what `devtools.kernel.kernel_artefacts` and `ensure_qemu` raise.
         """
@@ -151,7 +153,7 @@ class Guest:
         own_share = share is None
         share = Path(tempfile.mkdtemp(prefix=f"guest-{name}-")) if share is None else share
         write_boot_files(share / ".guest", name, command, env or {}, link, visible)
-        argv = qemu_command(qemu, artefacts, share, memory_mib, hostfwd or {}, link)
+        argv = qemu_command(qemu, artefacts, share, memory_mib, hostfwd or {}, link, disk)
         return cls(name, share, launch(argv, share / "qemu.log"), own_share=own_share)
 
     def __enter__(self) -> Self:
@@ -232,6 +234,12 @@ class Guest:
         """Have all commands end and the guest power off; returns as `wait`."""
         (self.share / "stop").touch()
         return self.wait(timeout)
+
+    def kill(self) -> None:
+        """End the guest at once, as if its power was cut."""
+        self._process.kill()
+        self._process.wait()
+        self.close()
 
     def close(self) -> None:
         """End the guest, by force if need be, and remove its share if temporary. Safe to call twice."""

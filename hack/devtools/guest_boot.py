@@ -80,6 +80,7 @@ def qemu_command(
     memory_mib: int,
     hostfwd: Mapping[int, int],
     link: Link | None,
+    disk: Path | None = None,
 ) -> list[str]:
     """QEMU's arguments for a guest."""
     forwards = [f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in hostfwd.items()]
@@ -101,6 +102,11 @@ def qemu_command(
         command += [
             "-netdev", f"stream,id=link,addr.type=unix,addr.path={_quoted(link.socket)}{reconnect}",
             "-device", f"virtio-net-pci,netdev=link,romfile=,mac=52:54:00:99:00:{last:02x}",
+        ]  # fmt: skip
+    if disk is not None:
+        command += [
+            "-drive", f"file={_quoted(disk)},format=raw,if=none,id=disk,snapshot=on,cache=unsafe",
+            "-device", "virtio-blk-pci,drive=disk",
         ]  # fmt: skip
     return command
 

@@ -15,7 +15,7 @@ from devtools.cache import build_once, content_key
 from devtools.kernel_apt import ensure_qemu, machine_mirror
 from devtools.kernel_image import Cpio, modules_in_order, vmlinux_from_bzimage
 from devtools.kernel_modules import MODULES, KernelBuildError, build_modules
-from devtools.kernel_tree import fetch_tree, only
+from devtools.kernel_tree import NODE_MODULES, fetch_tree, only
 from devtools.tools import MissingToolError
 
 __all__ = ["KernelArtefacts", "KernelBuildError", "MissingToolError", "ensure_qemu", "kernel_artefacts"]
@@ -33,10 +33,12 @@ APPLETS = ("sh", "mount", "mkdir", "insmod", "ip", "cat", "hostname", "sync", "c
 
 @dataclass(frozen=True)
 class KernelArtefacts:
-    """What a guest boots."""
+    """What a guest boots. node_modules: a folder of modules, named in the order in which to insert them."""
 
     vmlinux: Path
     initrd: Path
+    node_modules: Path
+    busybox: Path
 
 
 def kernel_artefacts() -> KernelArtefacts:
@@ -49,7 +51,12 @@ def kernel_artefacts() -> KernelArtefacts:
     tree = build_once("kernel-tree", content_key(_TREE_FILES, mirror.suite), lambda target: fetch_tree(target, mirror))
     key = content_key(_BOOT_FILES, (tree / "abi").read_text())
     boot = build_once("kernel-boot", key, lambda target: _build(target, tree))
-    return KernelArtefacts(vmlinux=boot / "vmlinux", initrd=boot / "initrd")
+    return KernelArtefacts(
+        vmlinux=boot / "vmlinux",
+        initrd=boot / "initrd",
+        node_modules=boot / "node-modules",
+        busybox=tree / "root" / "bin" / "busybox",
+    )
 
 
 def _build(target: Path, tree: Path) -> None:
@@ -62,6 +69,9 @@ def _build(target: Path, tree: Path) -> None:
     image = only(root, "boot/vmlinuz-*").read_bytes()
     (target / "vmlinux").write_bytes(vmlinux_from_bzimage(image, only(root, "usr/bin/zstd")))
     (target / "initrd").write_bytes(_initramfs(root, modules))
+    (target / "node-modules").mkdir()
+    for number, (name, data) in enumerate(modules_in_order((root,), NODE_MODULES).items()):
+        (target / "node-modules" / f"{number:02}-{name}.ko").write_bytes(data)
 
 
 def _initramfs(root: Path, built: Path) -> bytes:

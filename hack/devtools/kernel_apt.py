@@ -70,16 +70,19 @@ def machine_mirror() -> Mirror:
 
 
 class PrivateApt:
-    """apt with its own sources, lists and cache below one folder, for a release and its backports."""
+    """apt with its own sources, lists and cache below one folder, for a release and its backports.
 
-    def __init__(self, work: Path, mirror: Mirror) -> None:
+    suites: other suites of the mirror instead of these.
+    """
+
+    def __init__(self, work: Path, mirror: Mirror, suites: Sequence[str] = ()) -> None:
         self._work = work
         self.mirror = mirror
         parts, lists, cache = (work / name for name in ("sources", "lists", "cache"))
         for folder in (parts, lists / "partial", cache / "archives" / "partial"):
             folder.mkdir(parents=True, exist_ok=True)
         signed = f" [signed-by={ARCHIVE_KEYRING}]" if ARCHIVE_KEYRING.exists() else ""
-        lines = [f"deb{signed} {mirror.uri} {suite} main\n" for suite in (mirror.suite, mirror.backports)]
+        lines = [f"deb{signed} {mirror.uri} {suite} main\n" for suite in suites or (mirror.suite, mirror.backports)]
         (parts / "guest.list").write_text("".join(lines))
         settings = {
             "Dir::Etc::sourcelist": "/dev/null",

@@ -10,7 +10,6 @@ guest's user network, and each other through a direct link. The driver's own log
 """
 
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -198,9 +197,7 @@ class KernelNode:
 
     def close(self) -> None:
         """End the guest at once; nothing in it is worth a shutdown."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.guest.pid, signal.SIGKILL)
-        self.guest.close()
+        self.guest.kill()
 
     def metrics_port(self) -> int:
         """The port here at which the agent's /metrics is."""

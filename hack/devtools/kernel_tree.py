@@ -14,7 +14,14 @@ from typing import IO
 from devtools.kernel_apt import Mirror, PackageError, PrivateApt, require
 
 MODULE_FOLDERS = ("fs/9p", "fs/netfs", "net/9p", "net/core", "drivers/net")
-IMAGE_FILES = ("./boot/vmlinuz-*", *(f"*/lib/modules/*/kernel/{folder}/*.ko*" for folder in MODULE_FOLDERS))
+NODE_MODULES = ("virtio_blk", "ext4", "crc32c_generic", "overlay", "bridge", "veth")
+"""What a guest that is a Kubernetes node has beside those: containers on a disk of their own, and a pod network."""
+NODE_FILES = (*NODE_MODULES, "jbd2", "mbcache", "crc16", "stp", "llc")
+IMAGE_FILES = (
+    "./boot/vmlinuz-*",
+    *(f"*/lib/modules/*/kernel/{folder}/*.ko*" for folder in MODULE_FOLDERS),
+    *(f"*/lib/modules/*/kernel/*/{name}.ko*" for name in NODE_FILES),
+)
 SOURCES = (
     "drivers/iommu/iommu-priv.h",
     "drivers/iommu/iommufd/*.[ch]",

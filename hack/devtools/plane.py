@@ -6,45 +6,22 @@ The program is hack/testplane; its first build takes minutes, so it is cached by
 import base64
 import json
 import os
-import platform
 import selectors
 import shutil
 import subprocess
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from devtools.cache import build_once, content_key
+from devtools.gobuild import LOG_TAIL_LINES, Progress, build_program
 from devtools.ports import free_port
-from devtools.tools import go, kubectl
+from devtools.tools import kubectl
 
-SOURCE = Path(__file__).resolve().parents[1] / "testplane"
-KUBERNETES = "1.37.2"
 START_S = 60.0
 STOP_S = 15.0
-LOG_TAIL_LINES = 30
-
-# How Go builds the plane. Each of these is part of Go's own build cache key: use no others.
-# Neither inlining nor debug data: a third less to compile, for 0.4 s more at each start.
-GO_ENVIRONMENT = {
-    "CGO_ENABLED": "0",
-    "GOFLAGS": "-buildvcs=false -mod=readonly",
-    "GOTOOLCHAIN": "local",
-    "GOWORK": "off",
-}
-COMPILER_FLAGS = ["-trimpath", "-gcflags=all=-l -dwarf=false"]
-# Module downloads plus compiled packages of a build that has nothing cached, before Go has counted.
-STEPS_OF_A_COLD_BUILD = 2700
-
-Progress = Callable[[int, int], None]
-
-
-class BuildError(RuntimeError):
-    """Go could not build the plane; the message ends with what it said."""
 
 
 class PlaneError(RuntimeError):
@@ -55,88 +32,9 @@ class KubectlError(RuntimeError):
     """A kubectl command failed; the message holds the command and what it said."""
 
 
-def _linker_flags() -> str:
-    """Return flags that give the server its version, which kubectl wants to compare with its own."""
-    major, minor, _ = KUBERNETES.split(".")
-    values = {
-        "gitVersion": f"v{KUBERNETES}",
-        "gitMajor": major,
-        "gitMinor": minor,
-        "gitTreeState": "clean",
-        "gitCommit": "testplane",
-        "buildDate": "2026-11-22T00:00:00Z",
-    }
-    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-    return " ".join(["-s -w", *(f"-X {package}.{k}={v}" for package in packages for k, v in values.items())])
-
-
 def build_plane(progress: Progress | None = None) -> Path:
-    """Return the plane's program, building it unless the cache has it.
-
-    A build calls progress with steps done and steps in total; the total is a guess until all modules
-    are there. The last call, of a build or not, has both equal.
-
-    Raises:
-        MissingToolError: there is no Go to build with.
-        BuildError: the build fails, for instance because a module cannot be downloaded.
-    """
-    report = progress or (lambda _done, _total: None)
-    files = [*SOURCE.glob("*.go"), SOURCE / "go.mod", SOURCE / "go.sum"]
-    flags = [*COMPILER_FLAGS, f"-ldflags={_linker_flags()}"]
-    key = content_key(files, *flags, *GO_ENVIRONMENT.values(), platform.machine())
-    directory = build_once("testplane", key, lambda target: _build(flags, target, report))
-    report(1, 1)
-    return directory / "testplane"
-
-
-def _build(flags: list[str], target: Path, report: Progress) -> None:
-    """Download modules and count what must be compiled, then compile it."""
-    done = 0
-    to_compile: set[str] = set()
-
-    def download(line: str) -> None:
-        nonlocal done
-        if line.startswith("stale "):
-            to_compile.add(line.removeprefix("stale "))
-        elif line.startswith("go: downloading "):
-            done += 1
-            report(done, STEPS_OF_A_COLD_BUILD)
-
-    _run_go(["list", "-deps", *flags, "-f", "{{if .Stale}}stale {{.ImportPath}}{{end}}", "."], download)
-    total = done + len(to_compile) + 1  # the last step is to link
-
-    def compiled(line: str) -> None:
-        nonlocal done
-        if line in to_compile:
-            done += 1
-            report(done, total)
-
-    _run_go(["build", "-v", *flags, "-o", str(target / "testplane"), "."], compiled)
-    report(total, total)
-
-
-def _run_go(args: list[str], each_line: Callable[[str], None]) -> None:
-    """Run go in the source directory and hand on each line it prints, on stdout or stderr."""
-    tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
-    with subprocess.Popen(
-        [go(), *args],
-        cwd=SOURCE,
-        env=os.environ | GO_ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                tail.append(line)
-                each_line(line.rstrip("\n"))
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        raise BuildError(f"go {args[0]} failed with exit code {process.returncode}:\n{''.join(tail)}")
+    """The plane's program. Raises what `devtools.gobuild.build_program` raises."""
+    return build_program("testplane", progress=progress)
 
 
 class Plane:
@@ -162,6 +60,9 @@ class Plane:
         apiserver_args: Sequence[str] = (),
         fsync: bool = False,
         tls_sans: Sequence[str] = (),
+        nodes: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         """Set up a plane; start() or "with" starts it.
 
@@ -170,11 +71,15 @@ class Plane:
             apiserver_args: extra flags of the kube-apiserver, such as "--v=2"
             fsync: whether what is written survives a power cut
             tls_sans: extra names and addresses in the kube-apiserver's certificate
+            nodes: real nodes; each kubelet's identity is in `node_kubeconfig`
+            host, port: where to serve; port 0 takes a free one
         """
         self._flags = ["-exit-on-stdin-eof", f"-fsync={str(fsync).lower()}"]
         self._flags += [f"-fake-node={name}" for name in fake_nodes]
         self._flags += [f"-apiserver-arg={arg}" for arg in apiserver_args]
         self._flags += [f"-tls-san={name}" for name in tls_sans]
+        self._flags += [f"-node={name}" for name in nodes] + [f"-host={host}"]
+        self._port = port
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -197,7 +102,7 @@ class Plane:
         # Not below TMPDIR: it holds unix sockets, whose paths may be 107 characters long.
         self.dir = Path(tempfile.mkdtemp(prefix="vp-", dir="/tmp"))
         try:
-            self._run(program, free_port())
+            self._run(program, self._port or free_port())
         except BaseException:
             self.stop()
             shutil.rmtree(self.dir, ignore_errors=True)
@@ -248,6 +153,10 @@ class Plane:
             process.wait()
         process.stdout.close()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    def node_kubeconfig(self, name: str) -> Path:
+        """The kubeconfig of a real node's kubelet."""
+        return self.dir / f"node-{name}.kubeconfig"
 
     @property
     def environment(self) -> dict[str, str]:

@@ -76,6 +76,13 @@ class Child:
         self.signal(signal.SIGKILL)
         self._popen.wait(10)
 
+    def ended(self, timeout: float = 60) -> int:
+        """Wait until it ends by itself; its exit code. Raises ProcessError."""
+        try:
+            return self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise ProcessError(f"{self.name} has not ended within {timeout:g} s:\n{self.text()[-3000:]}") from None
+
     def stop(self, timeout: float = 15) -> int:
         """SIGTERM, and SIGKILL after `timeout` seconds; returns the exit code."""
         self.signal(signal.SIGTERM)
