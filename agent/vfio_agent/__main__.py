@@ -1,16 +1,15 @@
-"""Entry point of the agent: puts the parts together and ends on SIGTERM."""
+"""Entry point of the agent: puts the parts together and ends when it is drained after SIGTERM."""
 
 import asyncio
 import contextlib
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import structlog
-from prometheus_client import start_http_server
 from pydantic import ValidationError
 
 from vfio_agent.agent import Agent
@@ -18,20 +17,28 @@ from vfio_agent.broker import Broker
 from vfio_agent.devices.kernel import KernelBackend
 from vfio_agent.devices.protocol import Backend
 from vfio_agent.devices.simulated import SimulatedBackend
+from vfio_agent.drain import Drain
 from vfio_agent.holdings import Holdings
 from vfio_agent.inventory import Inventory
 from vfio_agent.journal import AgentRunningError, Journal
 from vfio_agent.keeper import KeeperClient, KeeperError
-from vfio_agent.keeperwatch import watch_keeper
+from vfio_agent.keeperwatch import restore_from_keeper, watch_keeper
 from vfio_agent.kube import AgentApi
 from vfio_agent.latch import Latch
 from vfio_agent.link import Link, hello
 from vfio_agent.metrics import AgentMetrics
 from vfio_agent.receiver import DataServer
-from vfio_agent.session import Session, Surroundings
+from vfio_agent.session import Session
 from vfio_agent.settings import AgentSettings
+from vfio_agent.surroundings import Surroundings
 from vfio_api import logs
+from vfio_api.addresses import joined
+from vfio_api.traces import open_traces
 from vfio_api.types import Goal
+from vfio_api.web import Check, Heartbeat, WebServer
+
+if TYPE_CHECKING:
+    from vfio_api.otlp import Otlp
 
 log = structlog.get_logger()
 ARC_THREADS = 64
@@ -51,30 +58,60 @@ def _backends(settings: AgentSettings) -> dict[str, Backend]:
     return backends
 
 
+class Readiness:
+    """/readyz of an agent that has not started yet; then of its Drain."""
+
+    def __init__(self) -> None:
+        self.ask: Check = lambda: "it has not started yet"
+
+    def __call__(self) -> str:
+        """See `vfio_api.web.Check`."""
+        return self.ask()
+
+
 async def run(settings: AgentSettings) -> None:
-    """Run the agent until SIGTERM. Raises AgentRunningError, KeeperError or OSError if it cannot start."""
-    release, boot_id = version("vfio-migration"), _boot_id()
-    metrics = AgentMetrics(release)
-    backends = _backends(settings)
+    """Run the agent until SIGTERM, and until it is drained. Raises AgentRunningError, KeeperError or OSError if it
+    cannot start.
+    """
+    boot_id, metrics = _boot_id(), AgentMetrics(version("vfio-migration"))
     journal = Journal(settings.state_dir, settings.runtime_dir, boot_id)
     journal.lock()
+    heartbeat, ready = Heartbeat(), Readiness()
+    # before anything that a device may hold up: who probes meanwhile finds an agent that lives and is not ready
+    checks: dict[str, Check] = {"/healthz": heartbeat.check, "/readyz": ready}
+    web = WebServer(settings.metrics_host, settings.metrics_port, checks, metrics.registry)
+    try:
+        await _serve(settings, boot_id, metrics, journal, heartbeat, ready, web.port)
+    finally:
+        await asyncio.to_thread(web.close)
+    log.info("agent stopped; open devices stay with the keeper")
+
+
+async def _serve(
+    settings: AgentSettings,
+    boot_id: str,
+    metrics: AgentMetrics,
+    journal: Journal,
+    heartbeat: Heartbeat,
+    ready: Readiness,
+    metrics_port: int,
+) -> None:
+    backends = _backends(settings)
     holdings = Holdings(backends, KeeperClient(settings.keeper_socket), boot_id)
-    await asyncio.to_thread(holdings.restore)
+    await restore_from_keeper(holdings, settings.keeper_wait_seconds)
     api = await AgentApi.connect(settings.kubeconfig, settings.operator_namespace)
     server = DataServer(settings.listen_host, settings.listen_port)
     inventory = Inventory(settings.node_name, backends, holdings, api, metrics)
-    _, metrics_thread = metrics_server = start_http_server(
-        settings.metrics_port, settings.metrics_host, metrics.registry
-    )
-    advertised = f"{settings.advertise_host}:{settings.advertise_port or server.port}"
+    advertised = joined(settings.advertise_host, settings.advertise_port or server.port)
+    traces = _traces(settings)
     with ThreadPoolExecutor(ARC_THREADS, "arc") as arcs:
-        around = Surroundings(holdings, journal, server, arcs, metrics, lambda _session: None)
+        around = Surroundings(holdings, journal, server, arcs, metrics, lambda _session: None, traces)
         agent = Agent(around, journal.highest_epoch(), on_reached=lambda s: _publish(inventory, s))
         agent.restore()
         link = Link(
             agent,
             api,
-            hello(release, boot_id, uuid4().hex, advertised),
+            hello(version("vfio-migration"), boot_id, uuid4().hex, advertised),
             settings.token_file,
             metrics,
             settings.operator_address,
@@ -82,13 +119,14 @@ async def run(settings: AgentSettings) -> None:
         )
         latch = Latch(agent.sessions, agent.carry_out, api, settings.node_name, metrics)
         broker = Broker(settings.broker_socket, holdings, inventory.changed, agent.busy)
-        log.info("agent started", data_address=advertised, metrics_port=metrics_server[0].server_port)
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        drain = Drain(agent, link, settings.drain_seconds)
+        drain.listen()
+        ready.ask = drain.ready
+        log.info("agent started", data_address=advertised, metrics_port=metrics_port)
         try:
             async with asyncio.TaskGroup() as group:
                 parts = (
+                    heartbeat.run(),
                     link.run(),
                     latch.run(),
                     inventory.run(settings.inventory_seconds),
@@ -96,16 +134,22 @@ async def run(settings: AgentSettings) -> None:
                     watch_keeper(holdings, metrics),
                 )
                 tasks = [group.create_task(part) for part in parts]
-                await stop.wait()
+                await drain.wait()
                 for task in tasks:
                     task.cancel()
         finally:
             server.close()
-            metrics_server[0].shutdown()
-            metrics_thread.join(5)
             with contextlib.suppress(OSError):
                 await api.close()
-    log.info("agent stopped; open devices stay with the keeper")
+            for session in agent.sessions():
+                session.trail.hand_over()
+            if traces is not None:
+                await asyncio.to_thread(traces.close)
+
+
+def _traces(settings: AgentSettings) -> "Otlp | None":
+    node, release = settings.node_name, version("vfio-migration")
+    return open_traces(settings.otlp_endpoint, "vfio-agent", node, service_version=release, host_name=node)
 
 
 def _publish(inventory: Inventory, session: Session) -> None:

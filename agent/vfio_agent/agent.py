@@ -11,11 +11,15 @@ import structlog
 from vfio_agent.holdings import read_state
 from vfio_agent.journal import Unreadable
 from vfio_agent.machine import SessionFacts
-from vfio_agent.session import Session, Surroundings
+from vfio_agent.metrics import Recovery
+from vfio_agent.session import Session
+from vfio_agent.surroundings import Surroundings
+from vfio_api import wire
 from vfio_api.device import DeviceState
 from vfio_api.errors import CommandError, Reason, VFIOMigrationError
 from vfio_api.types import Command, Failure, Goal, Role, SessionReport
-from vfio_api.wire import MAX_SESSIONS
+from vfio_api.v1 import agent_pb2 as pb
+from vfio_api.wire import MAX_NODE_DEVICES, MAX_SESSIONS
 
 log = structlog.get_logger()
 PROGRESS_SECONDS = 0.1
@@ -32,8 +36,9 @@ class Agent:
         on_reached: Callable[[Session], None] = lambda _session: None,
     ):
         self._on_reached = on_reached
-        self._around = replace(around, notify=self._changed)
+        self._around = replace(around, notify=self._changed, epoch=lambda: self.highest_epoch)
         self.highest_epoch = highest_epoch
+        around.metrics.epoch.set(highest_epoch)
         self._sessions: dict[tuple[str, Role], Session] = {}
         self._dirty: set[tuple[str, Role]] = set()  # sessions with something new to say
         self._last: dict[tuple[str, Role], SessionReport] = {}  # of sessions that ended, or never began
@@ -52,6 +57,8 @@ class Agent:
         readable, unreadable = self._around.journal.recall()
         self._unreadable = {(each.migration_uid, each.role): _unreadable(each) for each in unreadable}
         self._around.metrics.unreadable.set(len(unreadable))
+        for _ in unreadable:
+            self._around.metrics.recovered(Recovery.UNREADABLE)
         for key, spec, facts in readable:
             session = Session(self._around, key, spec, facts)
             self._sessions[key.uid, facts.role] = session
@@ -76,6 +83,8 @@ class Agent:
                     f"the agent restarted during migration {key}; its data streams are gone",
                 )
             session.side.remind()
+            self._around.metrics.recovered(Recovery.FAILED if session.failure else Recovery.RESUMED)
+            self._gauge(facts.role)
             log.info("session taken up", migration=str(key), role=facts.role.value, facts=str(facts))
         self._free_orphans()
 
@@ -109,6 +118,7 @@ class Agent:
         if epoch > self.highest_epoch:
             await asyncio.to_thread(self._around.journal.raise_epoch, epoch)
             self.highest_epoch = epoch
+            self._around.metrics.epoch.set(epoch)
 
     def take(self, command: Command) -> None:
         """Start carrying out a command; its outcome is a report. Raises CommandError if too many are under way."""
@@ -165,6 +175,21 @@ class Agent:
         """Every session of this node."""
         return tuple(self._sessions.values())
 
+    @property
+    def work_left(self) -> int:
+        """How many sessions have not ended, and commands are under way. Of unreadable sessions nothing can be done."""
+        return len(self._sessions) + len(self._tasks)
+
+    @property
+    def unsaid(self) -> bool:
+        """Whether something is still to be reported."""
+        return bool(self._dirty)
+
+    def nudge(self) -> None:
+        """Have `next_reports` return, be it with none."""
+        self._wake.set()
+        self._press.set()
+
     def _end(self, identity: tuple[str, Role], session: Session) -> None:
         last = session.report()
         self._on_reached(session)
@@ -185,14 +210,32 @@ class Agent:
         else:
             self._last[identity] = replace(_released(command), reached=None, failure=failure)
         self._dirty.add(identity)
-        self._wake.set()
-        self._press.set()
+        self.nudge()
+
+    def refuse(self, said: pb.Command, why: str) -> None:
+        """A command that cannot be read: it is reported, if it can be told whose it is.
+
+        Raises CommandError if too many are to be reported.
+        """
+        log.error("command refused", migration=said.migration.uid[:80], error=why)
+        try:
+            uid, role = wire.uid(said.migration.uid), Role(said.role)
+        except ValueError:
+            return
+        if len(self._dirty) >= MAX_COMMANDS:
+            raise CommandError(f"{len(self._dirty)} reports wait to be sent: the operator says nonsense without an end")
+        failure = Failure(Reason.COMMAND_REFUSED, f"{why}; compare the versions of operator and agent")
+        if (uid, role) not in self._sessions:
+            self._last[uid, role] = SessionReport(uid, role, 0, 0, failure=failure)
+        else:
+            self._refused[uid, role] = failure
+        self._dirty.add((uid, role))
+        self.nudge()
 
     def _say_last(self, identity: tuple[str, Role], report: SessionReport) -> None:
         self._last[identity] = report
         self._dirty.add(identity)
-        self._wake.set()
-        self._press.set()
+        self.nudge()
 
     def _create(self, command: Command) -> Session:
         if command.spec is None or command.goal is not Goal.PREPARED:
@@ -204,6 +247,12 @@ class Agent:
             raise CommandError(
                 f"migration {command.migration}: this node has {MAX_SESSIONS} sessions already, and takes no more; end "
                 "some first"
+            )
+        devices = len(command.spec.devices) + sum(len(session.spec.devices) for session in self._sessions.values())
+        if devices > MAX_NODE_DEVICES:
+            raise CommandError(
+                f"migration {command.migration}: with it, sessions of this node would have {devices} devices, at most "
+                f"{MAX_NODE_DEVICES} are allowed; end some first"
             )
         session = Session(
             self._around,

@@ -61,9 +61,8 @@ class Inventory:
                 continue
 
     async def _publish(self, found: dict[str, tuple[str, Status]]) -> None:
-        self._metrics.devices.clear()
+        self._metrics.inventory({a: (status["driver"], status["migratable"]) for a, (_, status) in found.items()})
         for address, (backend, status) in found.items():
-            self._metrics.devices.labels(status["driver"], str(status["migratable"]).lower()).inc()
             if self._published.get(address) == status:
                 continue
             spec = {"nodeName": self._node, "address": address, "backend": backend}

@@ -1,6 +1,7 @@
 """The control channel: finds the leader, dials it, says Hello, takes commands, sends reports; and dials again."""
 
 import asyncio
+import contextlib
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from vfio_api.v1 import agent_pb2_grpc
 log = structlog.get_logger()
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0  # well below any switchover timeout
 CONNECT_SECONDS = 5.0
+TOKEN_SECONDS = 30.0  # how often the token is looked at
+FAREWELL_SECONDS = 3.0  # for the operator to have read what was said last
 CHANNEL_OPTIONS = [
     ("grpc.ssl_target_name_override", TLS_NAME),
     ("grpc.keepalive_time_ms", 5_000),
@@ -47,10 +50,40 @@ class Link:
         metrics: AgentMetrics,
         address: str = "",
         silence_seconds: float = 20.0,
+        token_seconds: float = TOKEN_SECONDS,
     ):
         self._agent, self._api, self._hello, self._token_file = agent, api, hello, token_file
         self._metrics, self._address, self._silence_seconds = metrics, address, silence_seconds
+        self._token_seconds = token_seconds
         self._writing = asyncio.Lock()
+        self._leaving = self._told = False  # that this agent is to end; that the operator was told so on this stream
+        self._call: Any = None  # the stream, once the operator has said Welcome on it
+        self._over = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Whether an operator that leads has said Welcome, and the stream stands. Any thread."""
+        return self._call is not None
+
+    def leave(self) -> None:
+        """Tell the operator, on this stream and on every later one, that nothing new is to begin here."""
+        self._leaving = True
+        self._agent.nudge()
+
+    @property
+    def unsaid(self) -> bool:
+        """Whether the operator is still to be told something."""
+        return self._agent.unsaid or self._told != self._leaving
+
+    async def farewell(self) -> None:
+        """End the stream so that the operator has read all of it: the last it hears is how the sessions ended."""
+        if self._call is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                async with self._writing:
+                    await self._call.done_writing()
+                await self._over.wait()
 
     async def run(self) -> None:
         """Dial, and dial again after every end; until cancelled."""
@@ -76,6 +109,7 @@ class Link:
                 self._metrics.dials.labels("error").inc()
                 log.warning("operator not reached", error=str(error).partition("\n")[0] or type(error).__name__)
             finally:
+                self._call = None
                 self._metrics.connected.set(0)
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, LAST_BACKOFF)
@@ -92,7 +126,9 @@ class Link:
                 metadata=(("authorization", f"Bearer {token}"),)
             )
             # not a request iterator: grpc leaves it waiting when the stream ends, and it would take the next report
-            tasks = [asyncio.create_task(self._send(call)), asyncio.create_task(self._receive(call, address))]
+            parts = (self._send(call), self._receive(call, address), self._show_tokens(call, token))
+            tasks = [asyncio.create_task(part) for part in parts]
+            self._over.clear()
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -100,6 +136,7 @@ class Link:
                         raise ConnectionError("the control stream was cancelled")
                     task.result()
             finally:
+                self._over.set()
                 call.cancel()
                 for task in tasks:
                     task.cancel()
@@ -110,13 +147,31 @@ class Link:
         hello.highest_epoch = self._agent.highest_epoch
         hello.sessions.extend(wire.report_to_wire(report) for report in self._agent.reports())
         await self._write(call, pb.AgentMessage(hello=hello))
+        self._told = False
         while True:
-            for report in await self._agent.next_reports():
-                await self._write(call, pb.AgentMessage(report=wire.report_to_wire(report)))
+            if self._leaving and not self._told:
+                await self._write(call, pb.AgentMessage(leaving=pb.Leaving()))
+                self._told = True
+            reports = await self._agent.next_reports()
+            await self._write(call, *(pb.AgentMessage(report=wire.report_to_wire(report)) for report in reports))
 
-    async def _write(self, call: Any, message: pb.AgentMessage) -> None:
-        async with self._writing:  # grpc takes one message at a time
-            await call.write(message)
+    async def _show_tokens(self, call: Any, shown: str) -> None:
+        """The kubelet replaces a token before its time is over; the operator looks at it for as long as it serves."""
+        while True:
+            await asyncio.sleep(self._token_seconds)
+            try:
+                token = (await asyncio.to_thread(self._token_file.read_text)).strip()
+            except OSError as error:
+                log.warning("token not read; the stream goes on", error=str(error))
+                continue
+            if token != shown and self.connected:
+                await self._write(call, pb.AgentMessage(token=token))
+                shown = token
+
+    async def _write(self, call: Any, *messages: pb.AgentMessage) -> None:
+        async with self._writing:  # grpc takes one message at a time; and nobody says farewell between these
+            for message in messages:
+                await call.write(message)
 
     async def _receive(self, call: Any, address: str) -> None:
         while True:
@@ -132,16 +187,22 @@ class Link:
             if message.HasField("ping"):
                 await self._write(call, pb.AgentMessage(pong=message.ping))
             else:
-                await self._incoming(message, address)
+                await self._incoming(message, call, address)
 
-    async def _incoming(self, message: pb.OperatorMessage, address: str) -> None:
+    async def _incoming(self, message: pb.OperatorMessage, call: Any, address: str) -> None:
         if message.HasField("welcome"):
             await self._agent.raise_epoch(wire.number(message.welcome.epoch, "the leader's epoch"))
             self._metrics.dials.labels("ok").inc()
             self._metrics.connected.set(1)
+            self._call = call
             log.info("connected", operator=address, epoch=message.welcome.epoch, node=message.welcome.node)
         elif message.HasField("command"):
-            self._agent.take(wire.command_from_wire(message.command))
+            try:
+                command = wire.command_from_wire(message.command)
+            except ValueError as error:  # it alone; a leader that says such things still leads the others
+                self._agent.refuse(message.command, f"a command cannot be read: {error}")
+                return
+            self._agent.take(command)
 
 
 def hello(version: str, incarnation: str, instance: str, data_address: str) -> AgentHello:

@@ -30,6 +30,7 @@ from vfio_agent.frames import (
     parse_hello,
     parse_preamble,
 )
+from vfio_api.addresses import listener
 from vfio_api.errors import DeviceError, FrameError, Reason, StreamError, VFIOMigrationError
 
 log = structlog.get_logger()
@@ -69,7 +70,7 @@ class DataServer:
     """Listens on the agent's data port. Sessions register what they expect; everything else is refused."""
 
     def __init__(self, host: str, port: int):
-        self._listener = socket.create_server((host, port), backlog=256)
+        self._listener = listener(host, port, backlog=256)
         self._expected: dict[str, Expected] = {}
         self._lock = threading.Lock()
         self._door = Door(STRANGERS)  # who is known takes no place: there is one stream for each device

@@ -32,7 +32,7 @@ class Progress:
 
     bytes_per_second: lately, while there was something to send. initial_acknowledged: the target has loaded the
     initial data; False again from when the device has new initial data until that is loaded, too. finished: END is
-    acknowledged as loaded up to the last byte sent.
+    acknowledged as loaded up to the last byte sent. passes: how often the device was emptied in pre-copy.
     """
 
     sent_bytes: int = 0
@@ -42,6 +42,7 @@ class Progress:
     initial_acknowledged: bool = False
     drained: bool = False
     finished: bool = False
+    passes: int = 0
 
 
 class Sender:
@@ -49,8 +50,9 @@ class Sender:
 
     `changed` is called from the sending thread when initial_acknowledged, drained, finished, `confirmed` or `error`
     change, on progress at most every 200 ms, and when the device has come to have nothing more for now. config: what
-    the state does not carry (Device.config), read once all of the state is sent; raises DeviceError. streams: how many
-    the session has. patience: seconds that the peer may stall.
+    the state does not carry (Device.config), read once all of the state is sent; raises DeviceError. carried: called
+    with how many bytes of the state were sent just now. streams: how many the session
+    has. patience: seconds that the peer may stall.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class Sender:
         *,
         link: LinkMeter | None = None,
         config: Callable[[], bytes] = bytes,
+        carried: Callable[[int], object] = lambda _count: None,
         streams: int = 1,
         patience: float = IO_SECONDS,
     ):
-        self._device, self._changed, self._config = hello.device, changed, config
+        self._device, self._changed, self._config, self._carried = hello.device, changed, config, carried
         self._outlet = Outlet(hello, Route(address, context, pinned), limit, link or LinkMeter(), patience)
         self._streams = streams
         self._poll = max(POLL_SECONDS, streams / POLLS_PER_SECOND)
@@ -164,6 +167,8 @@ class Sender:
             self._drain(source, frame)
             self._look(source, drained=True)
             rested, idle = idle, self.progress.sent_bytes == before
+            if not idle:
+                self.progress = replace(self.progress, passes=self.progress.passes + 1)
             if idle and not rested:
                 self._changed()  # what was told in the midst of the last burst is no longer so
         if not self._stopped:
@@ -246,6 +251,7 @@ class Sender:
             sent_bytes=self.progress.sent_bytes + count,
             bytes_per_second=self._outlet.bytes_per_second,
         )
+        self._carried(count)
         now = time.monotonic()
         due = now - self._last_report >= REPORT_SECONDS
         if due:

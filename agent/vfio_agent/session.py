@@ -7,8 +7,7 @@ parallel, one thread each; a round that fails ends the command, so that no barri
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,13 +15,12 @@ import structlog
 
 from vfio_agent import machine
 from vfio_agent.datatls import Identity, new_identity
-from vfio_agent.holdings import Held, Holdings, read_state
-from vfio_agent.journal import Journal
+from vfio_agent.holdings import Held, read_state
 from vfio_agent.machine import DeviceFacts, Round, SessionFacts
-from vfio_agent.metrics import AgentMetrics
-from vfio_agent.receiver import DataServer
 from vfio_agent.source_side import SourceSide
+from vfio_agent.surroundings import Surroundings
 from vfio_agent.target_side import TargetSide
+from vfio_agent.trail import Trail
 from vfio_api.device import DeviceState
 from vfio_api.errors import CommandError, DeviceError, JournalError, Reason, VFIOMigrationError
 from vfio_api.types import (
@@ -40,18 +38,6 @@ from vfio_api.types import (
 )
 
 _LOSSES = (Reason.SOURCE_STATE_LOST, Reason.TARGET_LOST_AFTER_COMMIT)
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What sessions of one agent share. `arcs` runs blocking device calls; `notify` is called on the event loop."""
-
-    holdings: Holdings
-    journal: Journal
-    server: DataServer
-    arcs: Executor
-    metrics: AgentMetrics
-    notify: Callable[["Session"], None]
 
 
 class Session:
@@ -72,6 +58,7 @@ class Session:
         self._held: dict[str, Held] = {}
         self._timings: dict[str, int] = {}
         self._turn = asyncio.Lock()
+        self.trail = Trail(around.traces, key.uid, facts.role, around.epoch)
         self.log = structlog.get_logger().bind(migration=str(key), uid=key.uid, role=facts.role.value)
         side = SourceSide if facts.role is Role.SOURCE else TargetSide
         self.side: SourceSide | TargetSide = side(self)
@@ -123,14 +110,20 @@ class Session:
                 return  # it waited while the session was released
             still()
             machine.admit(self.facts, command)  # what waited for its turn may have been overtaken
-            try:
-                async with asyncio.timeout(command.deadline_milliseconds / 1000):
-                    await self._pursue(command)
-            except TimeoutError:
-                await self._failed(command, self._too_late(command))
-            except VFIOMigrationError as error:
-                await self._failed(command, error)
+            await self._carry_out(command)
         self._around.notify(self)
+
+    async def _carry_out(self, command: Command) -> None:
+        began, failed = time.perf_counter(), ""
+        self.trail.told(command)
+        try:
+            async with asyncio.timeout(command.deadline_milliseconds / 1000):
+                await self._pursue(command, began)
+        except TimeoutError:
+            failed = await self._failed(command, self._too_late(command))
+        except VFIOMigrationError as error:
+            failed = await self._failed(command, error)
+        self.trail.done(command, began, failed)
 
     def _too_late(self, command: Command) -> DeviceError:
         device, awaited = self.side.awaited()
@@ -141,11 +134,12 @@ class Session:
             device=device,
         )
 
-    async def _failed(self, command: Command, error: VFIOMigrationError) -> None:
-        self._fail(await self.side.failed(command, error))  # what is lost by it is told with it
+    async def _failed(self, command: Command, error: VFIOMigrationError) -> str:
+        told = await self.side.failed(command, error)  # what is lost by it is told with it
+        self._fail(told)
+        return told.message
 
-    async def _pursue(self, command: Command) -> None:
-        began = time.perf_counter()
+    async def _pursue(self, command: Command, began: float) -> None:
         await self._remember(command)
         if command.goal in machine.ROLLBACK or command.again:
             self.cause = self.failure or self.cause
@@ -264,16 +258,19 @@ class Session:
     async def move(self, planned: Round) -> None:
         """One round: all moves in parallel; every one is waited for, then the first failure is raised."""
         began = time.perf_counter()
+        self.trail.enter(planned.step)
         moves = [self.blocking(partial(self.set_state, n, s)) for n, s in planned.moves]
         results = await asyncio.gather(*moves, return_exceptions=True)
-        self._timings[planned.step] = int((time.perf_counter() - began) * 1e6)
+        self.timed(planned.step, began)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
     def timed(self, step: str, began: float) -> None:
         """Note how long a step took, from `began` (time.perf_counter) until now; any thread."""
-        self._timings[step] = int((time.perf_counter() - began) * 1e6)
+        ended = time.perf_counter()
+        self._timings[step] = int((ended - began) * 1e6)
+        self.trail.timed(step, began, ended)
 
     def set_state(self, name: str, new: DeviceState) -> None:
         """Move one device and read its state back; blocking, any thread. Raises DeviceError with arc and errno."""
@@ -285,7 +282,8 @@ class Session:
                 stream = held.device.set_state(new)
             except OSError as error:
                 self._states[name] = found = read_state(held)
-                self._around.metrics.arc(held.backend, old, new, "error", time.perf_counter() - began)
+                self._around.metrics.arc(held.address, old, new, "error", time.perf_counter() - began)
+                self.trail.arc(name, old, new, began, str(error))
                 raise DeviceError(
                     f"device {name} ({held.address}): arc {old.name} -> {new.name} failed: {error}; "
                     f"it is now in {found.name}",
@@ -293,7 +291,8 @@ class Session:
                     arc=f"{old.name} -> {new.name}",
                     errno=error.errno or 0,
                 ) from error
-            self._around.metrics.arc(held.backend, old, new, "ok", time.perf_counter() - began)
+            self._around.metrics.arc(held.address, old, new, "ok", time.perf_counter() - began)
+            self.trail.arc(name, old, new, began)
             self._states[name] = new
         self.side.moved(name, old, new)
         if stream is not None:
@@ -388,6 +387,7 @@ class Session:
     def end(self) -> None:
         """Stop threads and forget the journal's record; the devices are what they are."""
         self.side.close()
+        self.trail.hand_over()
         self._around.journal.forget(self.key, self.facts.role)
         self.ended = True
 

@@ -13,7 +13,9 @@ class AgentSettings(BaseSettings):
     state_dir survives a reboot, runtime_dir is a tmpfs that survives the agent. advertise_host is what other nodes'
     agents connect to; with advertise_port 0 the port listened on is advertised. kernel_path is how kernel devices are
     opened: auto (by /dev/vfio/devices and /dev/iommu where the node has both, else by the legacy group), cdev, group;
-    devices that the keeper holds stay as they were opened.
+    devices that the keeper holds stay as they were opened. listen_host and metrics_host "": all of this host's
+    addresses. An agent that is told to end (SIGTERM) goes on with the sessions it has for drain_seconds at most; 0: it
+    ends at once.
     """
 
     model_config = SettingsConfigDict(env_prefix="VFIO_AGENT_")
@@ -30,12 +32,15 @@ class AgentSettings(BaseSettings):
     token_file: Path = Path("/var/run/secrets/vfio-operator/token")
     operator_namespace: str = "vfio-migration"
     operator_address: str = ""  # overrides the Lease's, for networks that rewrite addresses
-    listen_host: str = "0.0.0.0"  # noqa: S104 - peers connect from other nodes
+    listen_host: str = ""
     listen_port: int = 0
     advertise_host: str
     advertise_port: int = 0
-    metrics_host: str = "0.0.0.0"  # noqa: S104 - scraped from other nodes
+    metrics_host: str = ""
     metrics_port: int = 9102
     inventory_seconds: float = 10.0
     silence_seconds: float = 20.0  # a leader that does not even ping for so long is not there
+    drain_seconds: float = 0.0
+    keeper_wait_seconds: float = 0.0  # how long the keeper may take to be there when the agent starts
+    otlp_endpoint: str = ""  # of a collector of traces; empty: as OTEL_* say, or none
     log_level: str = "info"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vfio_agent.advice import advice
 from vfio_agent.devices.protocol import DataStream
 from vfio_agent.losses import raise_unless_running, reset_lost, say_lost
+from vfio_agent.metrics import Stage
 from vfio_agent.sender import Progress
 from vfio_agent.streams import SourceStreams, at_once
 from vfio_api.device import DeviceState, MigrationFlags
@@ -70,9 +71,11 @@ class SourceSide:
     async def after(self, command: Command) -> None:
         """Stream to the end behind barrier B; give the devices up at the end."""
         if command.goal is Goal.STOP_COPY:
-            began = time.perf_counter()
+            began, rate = time.perf_counter(), self.link_bytes_per_second()
             await self._streams.finish()
             self._session.timed("transfer", began)
+            if not command.again:  # what is sent again passes nothing a second time
+                self._measure(rate, time.perf_counter() - began)
             self._sent_again = max(self._sent_again, command.attempt)
         if command.goal is Goal.RUNNING:
             await reset_lost(self._session)
@@ -80,6 +83,16 @@ class SourceSide:
         if command.goal is Goal.RELEASED:
             await self.stop_streams()
             await self._session.blocking(self._release)
+
+    def _measure(self, rate: int, seconds: float) -> None:
+        """rate: of the link in bytes per second when the devices were stopped. seconds: how long the rest took."""
+        metrics = self._session.around.metrics
+        metrics.rate(Stage.STOP_COPY, self._streams.rest_bytes / max(seconds, 1e-6))
+        if self._session.spec.pre_copy:
+            if rate:
+                metrics.rate(Stage.PRE_COPY, rate)
+            for passes in self._streams.passes:
+                metrics.passes(passes)
 
     def _hold(self, device: SessionDevice) -> None:
         held = self._session.around.holdings.get(device.address)

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from vfio_agent.datatls import context
 from vfio_agent.frames import StreamHello
 from vfio_agent.linkrate import LinkMeter
+from vfio_agent.metrics import Stage
 from vfio_agent.ratelimit import TokenBucket
 from vfio_agent.sender import IO_SECONDS, Sender
+from vfio_api.device import DeviceState
 from vfio_api.errors import CommandError, StreamError
 from vfio_api.types import Command
 
@@ -50,6 +52,7 @@ class SourceStreams:
     def __init__(self, session: "Session", changed: Callable[[str], None], config: Callable[[str], bytes]):
         self._session, self._tell, self._config = session, changed, config
         self._senders: dict[str, Sender] = {}
+        self._rest: dict[str, int] = {}  # what was sent of each device since it was stopped
         self._news = asyncio.Event()
         self._interrupted = False
         self._awaited: tuple[str, Callable[[Sender], bool]] | None = None  # what for, and whether a stream has it
@@ -94,8 +97,16 @@ class SourceStreams:
                 partial(self._changed, device.name),
                 link=self._link,
                 config=partial(self._config, device.name),
+                carried=partial(self._carried, device.name),
                 streams=len(devices),
             )
+
+    def _carried(self, name: str, count: int) -> None:
+        """In a device's sender's thread."""
+        stopped = self._session.state(name) is DeviceState.STOP_COPY
+        self._session.around.metrics.sent(Stage.STOP_COPY if stopped else Stage.PRE_COPY, count)
+        if stopped:
+            self._rest[name] = self._rest.get(name, 0) + count
 
     def _changed(self, name: str) -> None:
         for sender in self._senders.values():
@@ -139,6 +150,16 @@ class SourceStreams:
             return "", ""
         name, sender, text = next((each for each in left if each[2]), left[0])
         return name, f"device {name} has sent {sender.progress.sent_bytes} bytes and awaits {text or awaited}"
+
+    @property
+    def rest_bytes(self) -> int:
+        """What all streams have sent of their devices' state since these were stopped."""
+        return sum(self._rest.values())
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Of each device, how often it was emptied in pre-copy."""
+        return tuple(sender.progress.passes for sender in self._senders.values())
 
     def link_bytes_per_second(self) -> int:
         """What the streams reached together lately; 0: not measured."""

@@ -213,6 +213,7 @@ class TargetSide:
             if config:
                 self._restore(name, config)
         except DeviceError as error:
+            self._session.trail.timed(f"load/{name}", began, time.perf_counter(), error.message)
             self._session.fail(
                 DeviceError(
                     f"{error.message}; {advice(error.errno)}",
@@ -256,7 +257,7 @@ class TargetSide:
                     )
                 )
                 return
-            facts = replace(session.facts, loaded=True, lost=())
+            facts, began = replace(session.facts, loaded=True, lost=()), time.perf_counter()
             try:
                 session.around.journal.write(session.key, session.spec, facts, durable=False)
             except JournalError as error:
@@ -265,6 +266,7 @@ class TargetSide:
             session.facts = facts
             session.reached = Goal.LOADED
             session.heard()
+            session.trail.timed("vote", began, time.perf_counter())
             session.log.info("voted", devices=len(session.spec.devices), epoch=facts.epoch)
         session.around.notify(session)
 

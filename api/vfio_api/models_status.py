@@ -143,6 +143,9 @@ class RecordedFailure(Model):
     """The kernel's error number; absent if there is none."""
 
 
+TraceId = Annotated[str, Field(max_length=32, pattern="^[0-9a-f]{32}$")]
+
+
 class MigrationStatus(Model):
     """How far the migration has come; written by the operator only."""
 
@@ -174,3 +177,7 @@ class MigrationStatus(Model):
     """How far the copy of the state has come."""
     message: Message | None = None
     """What is going on, or why it ended as it did, in one sentence for people."""
+    trace_id: Annotated[
+        Annotated[str, Field(max_length=32, pattern="^[0-9a-f]{32}$")] | None, Field(alias="traceID")
+    ] = None
+    """The OpenTelemetry trace of the migration, in hexadecimal digits; absent if it is not traced."""

@@ -5,6 +5,8 @@ FINALIZER = f"{API}/migration"
 FINISHED_LABEL = f"{API}/finished"
 # Who created a VFIOMigration: written by admission, never by hand (the policies of the chart).
 REQUESTER_ANNOTATION = f"{API}/requester"
+# A span, as W3C Trace Context writes it, that led to a VFIOMigration: its trace links to that one.
+TRACEPARENT_ANNOTATION = f"{API}/traceparent"
 REQUESTER_POLICY = "vfio-migration-requester"
 DEVICE_USER_ROLE = "vfio-device-user"
 LEASE_NAME = "vfio-operator"

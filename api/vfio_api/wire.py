@@ -37,8 +37,11 @@ MAX_ATTEMPT = 2**16  # of one target; a source is told the sum of all targets'
 UID = re.compile(r"[A-Za-z0-9-]{1,36}")  # part of a path in the journal, and of a stream's fixed preamble
 KNOWN_FLAGS = sum(MigrationFlags)
 MAX_CERTIFICATE = 8192
-# 256 device reports with long names stay well below this.
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_NODE_DEVICES = 1024  # in all sessions of a node: a device is in one at most
+# A session times its barriers, and each device twice at most.
+MAX_NODE_TIMINGS = 2 * MAX_NODE_DEVICES + 16 * MAX_SESSIONS
+# The largest Hello that the above allow, with every character as long as characters get, stays below this: a test.
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 
 
 def _text(value: str, what: str, limit: int = MAX_TEXT) -> str:
@@ -51,7 +54,8 @@ def _name(value: str, what: str) -> str:
     return _text(value, what, MAX_NAME)
 
 
-def _uid(value: str) -> str:
+def uid(value: str) -> str:
+    """The UID of a migration. Raises ValueError if it is none."""
     if not UID.fullmatch(value):
         raise ValueError(f"{value[:80]!r} is no UID: 1 to 36 letters, digits and dashes are allowed")
     return value
@@ -121,7 +125,7 @@ def command_from_wire(message: pb.Command) -> Command:
         _bounded(len(peer.certificate), MAX_CERTIFICATE, "certificate bytes")
     return Command(
         migration=MigrationKey(
-            uid=_uid(message.migration.uid),
+            uid=uid(message.migration.uid),
             namespace=_name(message.migration.namespace, "namespace"),
             name=_name(message.migration.name, "name"),
         ),
@@ -219,7 +223,7 @@ def report_from_wire(message: pb.SessionReport) -> SessionReport:
             f.errno,
         )
     return SessionReport(
-        migration_uid=_uid(message.migration_uid),
+        migration_uid=uid(message.migration_uid),
         role=Role(message.role),
         epoch=number(message.epoch, "epoch"),
         sequence=number(message.sequence, "sequence"),
@@ -275,6 +279,9 @@ def hello_to_wire(hello: AgentHello) -> pb.Hello:
 def hello_from_wire(message: pb.Hello) -> AgentHello:
     """An AgentHello from protobuf. Raises ValueError."""
     _bounded(len(message.sessions), MAX_SESSIONS, "sessions")
+    _bounded(sum(len(s.devices) for s in message.sessions), MAX_NODE_DEVICES, "devices of sessions")
+    _bounded(sum(len(s.lost) for s in message.sessions), MAX_NODE_DEVICES, "lost of sessions")
+    _bounded(sum(len(s.timings) for s in message.sessions), MAX_NODE_TIMINGS, "timings of sessions")
     return AgentHello(
         protocol=message.protocol,
         version=_name(message.version, "version"),

@@ -17,12 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
+
 from devtools import tools
 from devtools.plane import Plane
 from devtools.processes import Child
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "vfio-migration"
+AGENT_NAMESPACE = "vfio-migration-agents"
+# What would put pods of the chart beside the processes that this module starts.
+WORKLOADS = frozenset({"Deployment", "DaemonSet", "StatefulSet", "Job", "CronJob", "Pod", "PodDisruptionBudget"})
 AUDIENCE = "vfio-operator"
 Json = dict[str, Any]
 # The policies let nobody create this but the operator.
@@ -43,7 +48,7 @@ SWITCHOVER_OF_NOBODY: Json = {
 
 def python_path() -> dict[str, str]:
     """Environment in which children import this checkout."""
-    folders = ("api", "operator", "agent", "hack", "tests")
+    folders = ("api", "operator", "agent", "cli", "hack", "tests")
     return {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in folders)}
 
 
@@ -187,13 +192,8 @@ class Stack:
 
     def _install(self) -> None:
         self.kubectl("create", "namespace", NAMESPACE)
-        rendered = subprocess.run(
-            [tools.helm(), "template", "vfio", str(ROOT / "charts/vfio-migration"), "--namespace", NAMESPACE],
-            env=self.plane.environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        items = [item for item in chart_objects(NAMESPACE) if not _brings_pods(item)]
+        rendered = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
         self.kubectl("apply", "--server-side", "-f", "-", input=rendered)
         crds = ("vfiomigrations", "vfioswitchovers", "vfiodevices")
         self.kubectl(
@@ -259,7 +259,7 @@ class Stack:
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": f"vfio-agent-{node}", "namespace": NAMESPACE},
+            "metadata": {"name": f"vfio-agent-{node}", "namespace": AGENT_NAMESPACE},
             "spec": {
                 "nodeName": node,
                 "serviceAccountName": "vfio-agent",
@@ -268,7 +268,7 @@ class Stack:
         }
         self.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(pod))
         bound = ["--bound-object-kind=Pod", f"--bound-object-name=vfio-agent-{node}", "--duration=7200s"]
-        create = ["create", "token", "vfio-agent", "--namespace", NAMESPACE, *bound]
+        create = ["create", "token", "vfio-agent", "--namespace", AGENT_NAMESPACE, *bound]
         token, kubeconfig = folder / "operator-token", folder / "kubeconfig"
         token.write_text(self.kubectl(*create, f"--audience={AUDIENCE}").strip())
         kubeconfig.write_text(json.dumps(self.kubeconfig_for(self.kubectl(*create).strip(), server)))
@@ -308,6 +308,18 @@ class Stack:
             return sum(1 for d in self.get("vfd")["items"] if d.get("status", {}).get("migrationFlags")) >= count
 
         self.wait_until(known, f"{count} VFIODevices with known flags", timeout)
+
+
+def chart_objects(namespace: str, *flags: str) -> list[Json]:
+    """What helm renders of the chart, as of an installation in `namespace`. flags: of `helm template`."""
+    command = [str(tools.helm()), "template", "vfio", str(ROOT / "charts/vfio-migration"), "--namespace", namespace]
+    rendered = subprocess.run([*command, *flags], capture_output=True, text=True, check=True).stdout
+    return [item for item in yaml.safe_load_all(rendered) if item]
+
+
+def _brings_pods(item: Json) -> bool:
+    """Whether it is a workload or what guards one, or a hook, which `kubectl apply` would run at once."""
+    return item["kind"] in WORKLOADS or "helm.sh/hook" in item["metadata"].get("annotations", {})
 
 
 def _ticks(timeout: float) -> Iterator[None]:

@@ -1,48 +1,54 @@
 """Entry point of the operator: kopf's watches, the control channel and the election, in one event loop."""
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 
+import aiohttp
+import grpc
 import kopf
 import structlog
+from kopf._cogs.clients.errors import APIError
 from kopf._cogs.structs.references import Insights
-from prometheus_client import start_http_server
 from pydantic import ValidationError
 
 from vfio_api import logs
+from vfio_api.addresses import joined
+from vfio_api.traces import open_traces
+from vfio_api.web import Check, Heartbeat, WebServer
+from vfio_operator.certificates import Certificates, Folder, OwnAuthority
 from vfio_operator.channel import AgentLink, start_server
 from vfio_operator.coordinator import Coordinator
 from vfio_operator.handlers import kopf_settings, not_watched, registry_for
-from vfio_operator.kube import OperatorApi
+from vfio_operator.kube import OperatorApi, brief
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
-from vfio_operator.pki import new_server_identity
 from vfio_operator.settings import OperatorSettings
 
 log = structlog.get_logger()
-GRACE_SECONDS = 2.0
+# What kopf ends with when it has tried often enough.
+WATCH_ERRORS = (APIError, aiohttp.ClientError, kopf.LoginError, TimeoutError)
 
 
 class Operator:
-    """The parts of one replica; started by kopf's start-up handler and stopped by its clean-up handler."""
+    """One replica, made of its parts."""
 
     def __init__(self, settings: OperatorSettings, api: OperatorApi):
         self._settings, self._api = settings, api
-        self.metrics = OperatorMetrics(version("vfio-migration"))
-        self._identity = new_server_identity()
-        self._stop = asyncio.Event()
-        self._insights = Insights()
-        self.failure = ""
-
-    async def run(self) -> str:
-        """Run until SIGTERM, which returns "", or until it must end: why. Raises OSError if a port cannot be had."""
-        settings = self._settings
-        # the port must be known before the Lease can carry the address, and the Lease before anyone is served
-        leadership = Leadership(
-            self._api.client,
+        release = version("vfio-migration")
+        self.metrics = OperatorMetrics(release)
+        self._traces = open_traces(settings.otlp_endpoint, "vfio-operator", settings.pod_name, service_version=release)
+        if self._traces is not None:
+            self.metrics.traced = self._traces.covers
+        own = OwnAuthority(settings.certificate_seconds)
+        self._certificates = Certificates(Folder(settings.tls_dir) if settings.tls_dir else own, api.publish_ca)
+        self._leadership = Leadership(
+            api.client,
             settings.namespace,
             settings.pod_name,
             "",
@@ -50,68 +56,113 @@ class Operator:
             renew_deadline_seconds=settings.renew_deadline_seconds,
             retry_seconds=settings.retry_seconds,
         )
-        self._api.may_write = leadership.insist
-        coordinator = Coordinator(self._api, leadership, self.metrics, settings)
+        api.may_write = self._leadership.insist
+        self._coordinator = Coordinator(api, self._leadership, self.metrics, settings, self._traces)
+        self._heartbeat = Heartbeat()
+        self._told, self._stop = asyncio.Event(), asyncio.Event()
+        self._insights = Insights()
+        self.failure = ""
+
+    async def run(self) -> str:
+        """Run until SIGTERM, which returns "", or until it must end: why. Raises OSError if a port cannot be had."""
+        settings = self._settings
         link = AgentLink(
-            coordinator.agents,
+            self._coordinator.agents,
             self._api,
-            leadership,
+            self._leadership,
             self.metrics,
+            agent_namespace=settings.agent_namespace,
             heartbeat_seconds=settings.heartbeat_seconds,
             dead_seconds=settings.dead_seconds,
+            review_seconds=settings.review_seconds,
         )
-        server, port = await start_server(link, self._identity, settings.listen_host, settings.listen_port)
-        leadership.address = f"{settings.advertise_host}:{port}"
-        web, web_thread = start_http_server(settings.metrics_port, settings.metrics_host, self.metrics.registry)
-        log.info("operator started", port=port, metrics_port=web.server_port)
-        election = asyncio.create_task(self._elect(leadership, coordinator))
+        web = self._web({"/healthz": self._heartbeat.check, "/readyz": self._leadership.ready})
+        # the port must be known before the Lease can carry the address, and the Lease before anyone is served
+        credentials = self._certificates.credentials()
+        server, port = await start_server(link, credentials, settings.listen_host, settings.listen_port)
+        self._leadership.address = joined(settings.advertise_host, port)
+        log.info("operator started", port=port, metrics_port=web[0].port, health_port=web[-1].port)
+        # all of them before kopf starts: at its end it cancels every task that has come since
+        parts = (self._heartbeat.run(), self._certificates.run(), self._elect())
+        background = [asyncio.create_task(part) for part in parts]
+        ending = asyncio.create_task(self._end(server, background))
+        try:
+            await self._watch()
+        finally:
+            self._told.set()
+            await ending
+            for each in web:
+                await asyncio.to_thread(each.close)
+            if self._traces is not None:
+                await asyncio.to_thread(self._traces.close)
+            await self._api.close()
+        return self.failure
+
+    async def _watch(self) -> None:
+        """kopf, until it is stopped."""
         try:
             await kopf.operator(
-                registry=registry_for(coordinator, settings),
-                settings=kopf_settings(settings),
+                registry=registry_for(self._coordinator, self._settings),
+                settings=kopf_settings(self._settings),
                 insights=self._insights,
                 clusterwide=True,
                 standalone=True,
                 stop_flag=self._stop,
-                liveness_endpoint=(
-                    f"http://0.0.0.0:{settings.liveness_port}/healthz" if settings.liveness_port else None
-                ),
             )
-        finally:
-            election.cancel()
-            await asyncio.gather(election, return_exceptions=True)
-            await coordinator.stop()
-            await leadership.release()
-            await server.stop(GRACE_SECONDS)
-            web.shutdown()
-            web_thread.join(GRACE_SECONDS)
-            await self._api.close()
-        return self.failure
+        except WATCH_ERRORS as error:
+            said = f"HTTP {error.status}: {error.message}" if isinstance(error, APIError) else brief(error)
+            log.error("watches ended", error=said)
+            self.failure = self.failure or (
+                "the API server did not tell what it serves or what there is, however often it was asked: expected an "
+                f"answer, found {said}; look at the API server, a restart asks again"
+            )
 
-    async def _elect(self, leadership: Leadership, coordinator: Coordinator) -> None:
-        if missing := await not_watched(self._insights):  # who would see nothing must not lead
+    async def _end(self, server: grpc.aio.Server, background: list[asyncio.Task[None]]) -> None:
+        """Once told so, end in the order that lets the next leader begin: tasks, Lease, streams; kopf comes last."""
+        await self._told.wait()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await self._coordinator.stop()
+        await self._leadership.release()
+        with contextlib.suppress(asyncio.CancelledError):  # kopf has ended by itself, and cancelled grpc's tasks
+            await server.stop(None)  # agents' streams do not end by themselves: the sooner cut, the sooner they dial
+        self._stop.set()
+
+    def _web(self, checks: Mapping[str, Check]) -> list[WebServer]:
+        """The metrics' port answers all; another one, if asked for, only who probes. kopf's own is deaf to IPv6."""
+        settings = self._settings
+        servers = [WebServer(settings.metrics_host, settings.metrics_port, checks, self.metrics.registry)]
+        if settings.liveness_port:
+            servers.append(WebServer(settings.metrics_host, settings.liveness_port, checks))
+        return servers
+
+    async def _elect(self) -> None:
+        missing = await not_watched(self._insights)
+        for number in (signal.SIGTERM, signal.SIGINT):  # from kopf, which would go on as a leader for seconds
+            asyncio.get_running_loop().add_signal_handler(number, self._told.set)
+        if missing:  # who would see nothing must not lead
             self.failure = (
                 f"the API server does not serve {', '.join(sorted(missing))} (vfiomigration.io/v1alpha1): install the "
                 "CustomResourceDefinitions of the chart, or wait if it has just started; a restart looks again"
             )
             log.error("kinds not served", missing=sorted(missing))
-            self._stop.set()
+            self._told.set()
             return
 
         async def elected() -> None:
-            await self._api.publish_ca(self._identity.certificate)
-            coordinator.lead()
+            await self._certificates.elected()
+            self._coordinator.lead()
 
         try:
-            await leadership.run(elected)
+            await self._leadership.run(elected)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # who does not renew must not go on leading
             log.error("leadership lost", error=str(error) or repr(error))
-            leadership.epoch = 0
+            self._leadership.epoch = 0
             self.failure = "leadership lost; a restart makes this replica a standby"
-            await coordinator.stop()
-            self._stop.set()
+            self._told.set()
             # whatever hangs must not outlive the lease
             asyncio.get_running_loop().call_later(self._settings.lease_seconds, os._exit, 1)
 

@@ -1,7 +1,7 @@
 """The control channel: a gRPC server that agents dial, and what each of them last said.
 
-Who an agent is comes from its token alone: TokenReview for our audience, the agent's service account, and the node
-that the token is bound to. One agent instance per node: a second one is refused while the first one's stream lives.
+Who an agent is comes from its token alone (`callers`), never from what it says. One agent instance per node: a second
+one is refused while the first one's stream lives.
 """
 
 import asyncio
@@ -12,22 +12,21 @@ import grpc
 import structlog
 
 from vfio_api import PROTOCOL_VERSION, wire
+from vfio_api.addresses import everywhere, joined
 from vfio_api.errors import Reason
-from vfio_api.names import AGENT_SERVICE_ACCOUNT
 from vfio_api.types import AgentHello, Command, Goal, Role, SessionReport
 from vfio_api.v1 import agent_pb2 as pb
 from vfio_api.v1 import agent_pb2_grpc
+from vfio_operator.callers import MAX_TOKEN, Callers, RefusedError
 from vfio_operator.history import History
-from vfio_operator.kube import API_ERRORS, Caller, OperatorApi, brief
-from vfio_operator.leader import Leadership
+from vfio_operator.kube import Caller, OperatorApi
+from vfio_operator.leader import Leadership, LeadershipLostError
 from vfio_operator.metrics import OperatorMetrics
-from vfio_operator.pki import ServerIdentity
 
 log = structlog.get_logger()
 _Context = grpc.aio.ServicerContext[pb.AgentMessage, pb.OperatorMessage]
 HELLO_SECONDS = 10.0
 QUEUED_COMMANDS = 1024
-MAX_TOKEN = 16384  # characters
 MAX_LEAP = 1 << 20  # elections that an agent may know and the Lease not, as after a restore: epochs must not run out
 MAX_SEQUENCE = 2**40  # no migration has so many commands: an agent that says so has made it up
 PING_SECONDS = 1.0  # at most so often, while a migration wants to know
@@ -60,6 +59,8 @@ class AgentStream:
     commands: asyncio.Queue[Command | Ping] = field(default_factory=lambda: asyncio.Queue(QUEUED_COMMANDS))
     pinged_at: float = 0.0  # loop time of the last ping; answered or not, one a second at most
     answered: bool = True
+    leaving: bool = False  # it has said that it is to end
+    token: str = field(default="", repr=False)  # the last that it has shown
     cancel: Callable[[], object] = lambda: None
 
 
@@ -74,11 +75,24 @@ class Agents:
         self._streams: dict[str, AgentStream] = {}
         self._reports: dict[tuple[str, str, Role], SessionReport] = {}
         self._number = 0
+        self._left: dict[str, float] = {}  # nodes whose agent has left, and loop time when
 
     @property
     def connected(self) -> frozenset[str]:
         """Nodes with a live stream."""
         return frozenset(self._streams)
+
+    def leaving(self, successor_seconds: float) -> frozenset[str]:
+        """Nodes whose agent is to end, or has ended not longer ago and no other has come: nothing is to begin there."""
+        moment = asyncio.get_running_loop().time()
+        self._left = {node: at for node, at in self._left.items() if moment - at < successor_seconds}
+        return frozenset(node for node, stream in self._streams.items() if stream.leaving) | self._left.keys()
+
+    def leaves(self, stream: AgentStream) -> None:
+        """The agent has said that it is to end."""
+        log.info("agent is to end", node=stream.node, pod=stream.pod)
+        stream.leaving = True
+        self._woken("")
 
     def stream(self, node: str) -> AgentStream | None:
         """The live stream of a node's agent."""
@@ -122,6 +136,7 @@ class Agents:
         self.check(node, pod, hello)
         if (old := self._streams.get(node)) is not None:
             old.cancel()
+        self._left.pop(node, None)
         self._number += 1
         stream = self._streams[node] = AgentStream(node, pod, hello, self._number)
         there = {(node, report.migration_uid, report.role): report for report in hello.sessions}
@@ -130,7 +145,7 @@ class Agents:
         kept = set(ended[max(0, len(there) + len(ended) - wire.MAX_SESSIONS) :])
         others = {key: report for key, report in self._reports.items() if key[0] != node or key in kept}
         self._reports = others | there
-        self._metrics.agents.set(len(self._streams))
+        self._metrics.agent(node, connected=True)
         self._woken("")
         return stream
 
@@ -138,7 +153,9 @@ class Agents:
         """A stream has ended."""
         if self._streams.get(stream.node) is stream:
             del self._streams[stream.node]
-            self._metrics.agents.set(len(self._streams))
+            self._metrics.agent(stream.node, connected=False)
+            if stream.leaving:
+                self._left[stream.node] = asyncio.get_running_loop().time()
             self._woken("")
 
     def reported(self, node: str, report: SessionReport) -> None:
@@ -212,10 +229,13 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         leadership: Leadership,
         metrics: OperatorMetrics,
         *,
+        agent_namespace: str,
         heartbeat_seconds: float,
         dead_seconds: float,
+        review_seconds: float,
     ):
-        self._agents, self._api, self._leadership, self._metrics = agents, api, leadership, metrics
+        self._callers = Callers(api, agent_namespace, review_seconds)
+        self._agents, self._leadership, self._metrics = agents, leadership, metrics
         self._heartbeat_seconds, self._dead_seconds = heartbeat_seconds, dead_seconds
 
     async def Connect(  # noqa: N802 - the name of the rpc
@@ -224,7 +244,10 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         """See agent.proto."""
         if not self._leadership.leading:
             await self._refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "this replica does not lead")
-        caller = await self._identify(context)
+        try:
+            caller, token = await self._callers.identify(context.invocation_metadata() or ())
+        except RefusedError as error:
+            await self._refuse(context, error.code, str(error))
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 first = await anext(aiter(request_iterator))
@@ -247,17 +270,23 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             )
         try:
             self._agents.check(caller.node, caller.pod, hello)  # also before: one that is refused raises no epoch
+            if not self._leadership.leading:  # any more: who calls was looked up meanwhile
+                raise LeadershipLostError("this replica does not lead any more")
             if hello.highest_epoch > self._leadership.epoch:
                 await self._leadership.raise_epoch(hello.highest_epoch)
                 self._metrics.epoch.set(self._leadership.epoch)
             stream = self._agents.add(caller.node, caller.pod, hello)
         except PermissionError as error:
             await self._refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
-        await self._serve(stream, request_iterator, context)
+        except LeadershipLostError as error:
+            await self._refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        stream.token = token
+        await self._serve(stream, caller, request_iterator, context)
 
     async def _serve(
         self,
         stream: AgentStream,
+        caller: Caller,
         requests: AsyncIterator[pb.AgentMessage],
         context: _Context,
     ) -> None:
@@ -266,6 +295,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             asyncio.create_task(self._read(stream, requests)),
             asyncio.create_task(self._write(stream, context)),
             asyncio.create_task(self._watch(stream)),
+            asyncio.create_task(self._callers.watch(caller, lambda: stream.token)),
         ]
         stream.cancel = lambda: [task.cancel() for task in tasks]
         try:
@@ -284,6 +314,10 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
                 self._agents.reported(stream.node, wire.report_from_wire(message.report))
             elif message.HasField("pong"):
                 self._agents.ponged(stream, message.pong)
+            elif message.HasField("leaving"):
+                self._agents.leaves(stream)
+            elif message.HasField("token") and len(message.token) < MAX_TOKEN:
+                stream.token = message.token
 
     async def _watch(self, stream: AgentStream) -> None:
         """End the stream of an agent that hangs: TCP and gRPC may go on thinking that it is there."""
@@ -302,41 +336,22 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             else:
                 await context.write(pb.OperatorMessage(command=wire.command_to_wire(said)))
 
-    async def _identify(self, context: _Context) -> Caller:
-        metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
-        scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
-        caller = None
-        if scheme == "Bearer" and 0 < len(token) < MAX_TOKEN:
-            try:
-                caller = await self._api.review_token(token)
-            except API_ERRORS as error:
-                # the error is not for someone who may be anyone
-                log.warning("token not reviewed", error=brief(error))
-                why = "the API server does not review tokens now; the operator's log says why"
-                await self._refuse(context, grpc.StatusCode.UNAVAILABLE, why)
-        expected = f"system:serviceaccount:{self._api.namespace}:{AGENT_SERVICE_ACCOUNT}"
-        if caller is None or caller.username != expected:
-            who = caller.username if caller else "nobody (the token is not valid for this audience)"
-            await self._refuse(context, grpc.StatusCode.UNAUTHENTICATED, f"expected a token of {expected}, found {who}")
-        assert caller is not None
-        if not caller.node:
-            await self._refuse(context, grpc.StatusCode.UNAUTHENTICATED, "the token is not bound to a pod on a node")
-        return caller
-
     async def _refuse(self, context: _Context, code: grpc.StatusCode, why: str) -> None:
         log.warning("agent refused", code=code.name, why=why)
         self._metrics.refused_agents.labels(code.name).inc()
         await context.abort(code, why)
 
 
-async def start_server(link: AgentLink, identity: ServerIdentity, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+async def start_server(
+    link: AgentLink, credentials: grpc.ServerCredentials, host: str, port: int
+) -> tuple[grpc.aio.Server, int]:
     """Listen with TLS; returns the server and the port it listens on. Raises OSError if it cannot."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
     agent_pb2_grpc.add_AgentLinkServicer_to_server(link, server)  # type: ignore[no-untyped-call]
-    credentials = grpc.ssl_server_credentials([(identity.key, identity.certificate)])
+    where = joined(everywhere(host), port)
     try:
-        bound = server.add_secure_port(f"{host}:{port}", credentials)
+        bound = server.add_secure_port(where, credentials)
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+        raise OSError(f"cannot listen on {where}: {error}") from error
     await server.start()
     return server, bound

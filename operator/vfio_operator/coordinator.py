@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from vfio_api.errors import Reason
+from vfio_api.spans import Sink
 from vfio_api.types import MigrationKey
 from vfio_operator import observe
 from vfio_operator.channel import Agents
@@ -30,12 +31,21 @@ FIRST_RESTART_SECONDS, LAST_RESTART_SECONDS = 5.0, 300.0
 class Coordinator:
     """Keeps what the watches say, and one task per active migration while this replica leads."""
 
-    def __init__(self, api: OperatorApi, leadership: Leadership, metrics: OperatorMetrics, settings: OperatorSettings):
+    def __init__(
+        self,
+        api: OperatorApi,
+        leadership: Leadership,
+        metrics: OperatorMetrics,
+        settings: OperatorSettings,
+        traces: Sink | None = None,
+    ):
+        self._traces = traces
         self._api, self._leadership, self._metrics, self._settings = api, leadership, metrics, settings
         self._history = History()
         leadership.written = self._history.wrote
         self.agents = Agents(self._woken, metrics, self._history)
         self._devices: dict[tuple[str, str], DeviceRecord] = {}
+        self._nodes: set[str] = set()  # that have devices
         self._bodies: dict[str, Mapping[str, Any]] = {}
         self._tasks: dict[str, tuple[MigrationTask, asyncio.Task[None]]] = {}
         self._context: Context | None = None
@@ -50,6 +60,9 @@ class Coordinator:
             self._devices.pop((record.node, record.address), None)
         else:
             self._devices[record.node, record.address] = record
+        if deleted or record.node not in self._nodes:
+            self._nodes = {node for node, _ in self._devices}
+            self._expect_agents()
         if self._context is not None and not self._context.agents.connected.isdisjoint({record.node}):
             self._woken("")
 
@@ -77,8 +90,11 @@ class Coordinator:
             self._history,
             settled_at=asyncio.get_running_loop().time() + settings.settle_seconds,
             limits=Limits(settings.prepare_seconds, settings.release_seconds, settings.api_seconds),
+            successor_seconds=settings.successor_seconds,
+            traces=self._traces,
         )
         self._metrics.leader.set(1)
+        self._metrics.elections.inc()
         self._metrics.epoch.set(self._leadership.epoch)
         for uid, body in self._bodies.items():
             # before any task chooses
@@ -91,6 +107,7 @@ class Coordinator:
             asyncio.create_task(janitor.run(settings.janitor_seconds), name="janitor"),
             asyncio.create_task(sweeper.run(), name="sweeper"),
         ]
+        self._expect_agents()
 
     async def stop(self) -> None:
         """End every task; each can be taken up from any point by the next leader."""
@@ -104,6 +121,12 @@ class Coordinator:
             migration.stop()
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._expect_agents()
+        self._metrics.underway.clear()
+
+    def _expect_agents(self) -> None:
+        """The nodes with devices are those that must have an agent; only the leader can tell whether they have."""
+        self._metrics.expect_agents(self._nodes if self._context is not None else ())
 
     def _ensure(self, uid: str) -> None:
         body = self._bodies[uid]
@@ -140,6 +163,8 @@ class Coordinator:
     def _crashed(self, migration: MigrationTask, error: BaseException) -> None:
         """Try again, ever more slowly, and say so: a migration half-way cannot be ended by what does not work."""
         uid = migration.key.uid
+        self._metrics.crashes.inc()
+        self._metrics.underway.failed(uid)
         crashes = self._crashes[uid] = self._crashes.get(uid, 0) + 1
         seconds = min(FIRST_RESTART_SECONDS * 2 ** (crashes - 1), LAST_RESTART_SECONDS)
         asyncio.get_running_loop().call_later(seconds, self._restart, uid)
@@ -153,6 +178,7 @@ class Coordinator:
             await self._api.event(migration.key, Reason.INTERNAL_ERROR, message, warning=True)
 
     def _restart(self, uid: str) -> None:
+        self._metrics.underway.gone(uid)
         if uid in self._bodies and uid not in self._tasks:
             self._ensure(uid)
 

@@ -31,6 +31,7 @@ from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Switchover
 from vfio_operator.requester import Wanted
+from vfio_operator.trail import Trail
 
 log = structlog.get_logger()
 MAX_ATTEMPTS = 6
@@ -99,8 +100,9 @@ class Executor:
         metrics: OperatorMetrics,
         history: History,
         memory: Memory,
+        trail: Trail,
     ):
-        self._api, self._agents, self._leadership = api, agents, leadership
+        self._api, self._agents, self._leadership, self._trail = api, agents, leadership, trail
         self._inventory, self._metrics, self._history, self._memory = inventory, metrics, history, memory
 
     async def add_finalizer(self, observed: Observed, _action: AddFinalizer) -> None:
@@ -261,6 +263,7 @@ class Executor:
             action.goal, action.decision, stream.number, number, action.attempt, attempts, retry_at
         )
         self._agents.send(action.node, self._command(observed, action))
+        self._trail.told(action, number)
 
     def _may_reload(self, node: str, now: float) -> bool:
         """Count one more reload of a node's targets, unless it is too early for it, or there were too many.
@@ -327,9 +330,11 @@ class Executor:
 
     async def create_switchover(self, observed: Observed, _action: CreateSwitchover) -> None:
         """The durable intent. That it exists already is as good: then its decision counts."""
+        began = time.perf_counter()
         try:
             await self._api.create_switchover(observed, self._leadership.epoch)
             self._memory.switchover = Switchover(True)
+            self._trail.wrote("create VFIOSwitchover", began)
         except ApiException as error:
             if error.status != 409:
                 raise
@@ -337,11 +342,13 @@ class Executor:
 
     async def decide(self, observed: Observed, action: Decide) -> None:
         """Write the decision once; whatever happens, obey only what is read back."""
+        began = time.perf_counter()
         try:
-            began = time.perf_counter()
             stored: Mapping[str, Any] | None = await self._api.decide(observed.key, action.outcome)
             self._history.wrote(int((time.perf_counter() - began) * 1e6))
+            self._trail.wrote(f"patch decision {action.outcome.value}", began)
         except API_ERRORS as error:
+            self._trail.wrote(f"patch decision {action.outcome.value}", began, str(error))
             log.warning("decision in doubt, reading it back", migration=str(observed.key), error=str(error))
             stored = await self._api.switchover(observed.key)
         self.read_back(stored)

@@ -3,6 +3,8 @@
 kopf's own finalizers, patches and Events would be written by a standby replica too; the leader writes ours itself.
 """
 
+import dataclasses
+import os
 from typing import Any
 
 import kopf
@@ -25,6 +27,14 @@ async def not_watched(insights: Insights) -> frozenset[str]:
     return KINDS - {resource.plural for resource in insights.watched_resources}
 
 
+def in_cluster(login: kopf.ConnectionInfo | None) -> kopf.ConnectionInfo | None:
+    """A pod's login at the address that the kubelet gives every pod: kopf's own, a name, needs a DNS that works."""
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if login is None or not host:
+        return login
+    return dataclasses.replace(login, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
+
+
 def registry_for(coordinator: Coordinator, settings: OperatorSettings) -> kopf.OperatorRegistry:
     """A registry whose handlers feed `coordinator`."""
     registry = kopf.OperatorRegistry()
@@ -33,7 +43,7 @@ def registry_for(coordinator: Coordinator, settings: OperatorSettings) -> kopf.O
     def login(**kwargs: Any) -> Any:
         if settings.kubeconfig is not None:
             return kopf.login_with_kubeconfig(**kwargs)
-        return kopf.login_with_service_account(**kwargs)
+        return in_cluster(kopf.login_with_service_account(**kwargs))
 
     @kopf.on.event(API_GROUP, API_VERSION, "vfiodevices", registry=registry)
     async def device(event: kopf.RawEvent, **_: Any) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -347,20 +347,12 @@ class OperatorApi:
         note = (answer.evaluation_error or "").strip().partition("\n")[0][:200]
         return Access(bool(answer.allowed) and not answer.denied, note)
 
-    async def publish_ca(self, certificate: bytes) -> None:
-        """Put the leader's certificate first and the one before it second, for agents to trust."""
+    async def publish_ca(self, authorities: Sequence[bytes], keep: bool) -> None:
+        """Have agents trust these (PEM), the newest first; `keep`: and the one that was the newest before."""
         self.may_write()
-        try:
-            found = await self._core.read_namespaced_config_map(
-                CA_CONFIGMAP, self.namespace, _request_timeout=REQUEST_SECONDS
-            )
-            old = (found.data or {}).get(CA_KEY, "")
-        except ApiException as error:
-            if error.status != 404:
-                raise
-            old = ""
-        end = "-----END CERTIFICATE-----\n"
-        previous = old.partition(end)[0] + end if end in old else ""
+        bundle = b"".join(authorities).decode()
+        if keep:
+            bundle += await self._newest_authority(besides=bundle)
         await self._core.patch_namespaced_config_map(
             CA_CONFIGMAP,
             self.namespace,
@@ -368,13 +360,25 @@ class OperatorApi:
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
                 "metadata": {"name": CA_CONFIGMAP, "namespace": self.namespace},
-                "data": {CA_KEY: certificate.decode() + previous},
+                "data": {CA_KEY: bundle},
             },
             field_manager=FIELD_MANAGER,
             force=True,
             _content_type=APPLY,
             _request_timeout=REQUEST_SECONDS,
         )
+
+    async def _newest_authority(self, besides: str) -> str:
+        try:
+            found = await self._core.read_namespaced_config_map(
+                CA_CONFIGMAP, self.namespace, _request_timeout=REQUEST_SECONDS
+            )
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            return ""
+        newest, end, _ = (found.data or {}).get(CA_KEY, "").partition("-----END CERTIFICATE-----\n")
+        return newest + end if end and newest + end not in besides else ""
 
     async def event(self, key: MigrationKey, reason: str, message: str, *, warning: bool = False) -> None:
         """An Event about a migration."""

@@ -21,26 +21,33 @@ class Lists:
         self._api = api
         self._objects: Any = client.CustomObjectsApi(api.client)
 
-    async def finished_migrations(self) -> AsyncIterator[Json]:
+    def finished_migrations(self) -> AsyncIterator[Json]:
         """Every VFIOMigration with the label of finished ones, from the API server's cache (seconds old)."""
-        async for body in self._migrations({"resource_version": "0"}, label_selector=FINISHED_LABEL):
-            yield body
+        return self._pages("vfiomigrations", {"resource_version": "0"}, label_selector=FINISHED_LABEL)
+
+    def migrations(self) -> AsyncIterator[Json]:
+        """Every VFIOMigration."""
+        return self._pages("vfiomigrations")
+
+    def switchovers(self) -> AsyncIterator[Json]:
+        """Every VFIOSwitchover."""
+        return self._pages("vfioswitchovers")
 
     async def migration_of(self, uid: str) -> Json | None:
         """The VFIOMigration of which only the UID is known, None if there is none. Reads them all: for rare use."""
-        async for body in self._migrations():
+        async for body in self.migrations():
             if body["metadata"]["uid"] == uid:
                 return body
         return None
 
-    async def _migrations(self, start: Mapping[str, str] = _ANY, **options: str) -> AsyncIterator[Json]:
+    async def _pages(self, plural: str, start: Mapping[str, str] = _ANY, **options: str) -> AsyncIterator[Json]:
         """Page by page; `start` is for the first page only."""
         token = ""
         while True:
             page: Json = await self._objects.list_cluster_custom_object(
                 API_GROUP,
                 API_VERSION,
-                "vfiomigrations",
+                plural,
                 limit=500,
                 _request_timeout=REQUEST_SECONDS,
                 **options,

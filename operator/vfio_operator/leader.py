@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -50,7 +51,9 @@ class Leadership:
         self._lease: Any = None
         self._writing = asyncio.Lock()
         self._fresh_from = 0.0  # when the last write that took or renewed the Lease was begun
+        self._heard = 0.0  # when the API server last told of the Lease
         self.epoch = 0
+        self._ended = False  # by `release`: whatever was under way then makes it lead no more
         self.written: Callable[[int], None] = lambda _microseconds: None  # told how long each write of the Lease took
 
     @property
@@ -60,7 +63,17 @@ class Leadership:
         Others count its duration from when they see a write of it, which is after that was begun here. A process that
         was stopped in between sees by its clock that its time is over.
         """
-        return self.epoch > 0 and _clock() - self._fresh_from < self._lease_seconds
+        return not self._ended and self.epoch > 0 and _clock() - self._fresh_from < self._lease_seconds
+
+    def ready(self) -> str:
+        """For /readyz, any thread: "" while the API server is heard, be it to lead or to take over; else why not.
+
+        Never whether agents are there: they wait for the operator, see vfio_agent.drain.
+        """
+        if not self._heard:
+            return "it has not heard of the Lease yet"
+        silent = time.monotonic() - self._heard
+        return f"the API server has not told of the Lease for {silent:.0f} s" if silent > self._lease_seconds else ""
 
     def insist(self) -> None:
         """Raise NotLeadingError unless this process certainly holds the Lease."""
@@ -85,27 +98,43 @@ class Leadership:
     async def raise_epoch(self, above: int) -> None:
         """An agent has seen epoch `above`: never command with less. Raises LeadershipLostError."""
         async with self._writing:
+            if not self.leading:
+                raise LeadershipLostError("this replica does not lead any more")
             if above >= self.epoch and not await self._write(max(above, self.epoch) + 1):
                 raise LeadershipLostError("the epoch could not be raised")
 
     async def release(self) -> None:
         """On a clean exit: let the next replica lead at once. Best effort."""
-        if self.leading:
-            self.epoch = 0
-            self._lease.spec.holder_identity = ""
-            try:
-                async with asyncio.timeout(self._retry):
-                    await self._replace()
-            except API_ERRORS as error:
-                log.warning("lease not released; the next leader waits for it to expire", error=str(error))
+        if not self.leading:
+            return
+        self._ended, self.epoch = True, 0
+        try:
+            async with asyncio.timeout(max(self._retry, 1.0)), self._writing:
+                try:
+                    await self._give_back()
+                except ApiException as error:
+                    if error.status != HTTPStatus.CONFLICT:
+                        raise
+                    # a renewal was under way when this replica was told to end: what came of it is not known here
+                    self._lease = await self._leases.read_namespaced_lease(LEASE_NAME, self._namespace)
+                    if self._lease.spec.holder_identity == self._identity:
+                        await self._give_back()
+        except API_ERRORS as error:
+            log.warning("lease not released; the next leader waits for it to expire", error=brief(error))
+
+    async def _give_back(self) -> None:
+        self._lease.spec.holder_identity = ""
+        await self._replace()
 
     async def _try(self, attempt: Callable[[], Awaitable[bool]]) -> bool:
         try:
             async with asyncio.timeout(max(self._retry, 1.0)):
-                return await attempt()
+                found = await attempt()
         except API_ERRORS as error:
             log.warning("lease not reached", error=brief(error))
             return False
+        self._heard = time.monotonic()
+        return found
 
     async def _take(self) -> bool:
         lease = await self._leases.read_namespaced_lease(LEASE_NAME, self._namespace)

@@ -12,6 +12,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
+from vfio_api.spans import Sink
 from vfio_api.types import Failure, MigrationKey, Role
 from vfio_operator import observe
 from vfio_operator.actions import (
@@ -38,6 +39,7 @@ from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Limits, Observed, Pair, Participant, ends_of
 from vfio_operator.plan import first_failure, not_converged, plan, rolls_back
 from vfio_operator.publish import Publisher
+from vfio_operator.trail import Trail
 
 log = structlog.get_logger()
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 5.0
@@ -49,6 +51,7 @@ IDLE_SECONDS = 0.5  # how often a plan is made again when nothing happens: deadl
 @dataclass(frozen=True, slots=True)
 class Context:
     """What the tasks of one leader share. settled_at: loop time from when agents have had the time to dial.
+    successor_seconds: for how long an agent that has left may be without a successor.
 
     reserved: migration UID -> the devices (node, address) that it has chosen, until its task ends.
     """
@@ -61,6 +64,8 @@ class Context:
     history: History
     settled_at: float
     limits: Limits
+    successor_seconds: float = 0.0
+    traces: Sink | None = None
     reserved: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
 
 
@@ -75,6 +80,8 @@ class MigrationTask:
         self._context = context
         self._memory = Memory(body)
         self._wake = asyncio.Event()
+        # what is left of one that has ended belongs to no trace any more: that one is whole
+        self._trail = Trail(None if left else context.traces, key, context.leadership.epoch, body)
         self._executor = Executor(
             context.api,
             context.agents,
@@ -83,9 +90,10 @@ class MigrationTask:
             context.metrics,
             context.history,
             self._memory,
+            self._trail,
         )
         self._clockwork = Clockwork(context.metrics, key.uid)
-        self._publisher = Publisher(context.api, context.metrics, key, body)
+        self._publisher = Publisher(context.api, context.metrics, key, body, self._trail.trace_id)
         self._nodes: frozenset[str] = frozenset()
         self._away_since: float | None = None
         self._all_there_since = 0.0
@@ -136,9 +144,12 @@ class MigrationTask:
                 self._memory.failure = first_failure(observed)
                 observed = replace(observed, failure=self._memory.failure)
             planned = plan(observed)
+            self._trail.follow(planned, observed)
             if self._clockwork.track(planned, observed):
                 self._publisher.milestone(planned)
                 self._log.info("step", step=planned.step, phase=planned.phase.value, message=planned.sentence)
+            if planned.step == "AwaitAgents":  # the next agent publishes what it finds once it is there
+                self._inventory_settled_at = asyncio.get_running_loop().time() + INVENTORY_SECONDS
             for action in planned.actions:
                 if isinstance(action, Finish):
                     await self._again(lambda p=planned, o=observed, a=action: self._finish(o, p, a))
@@ -163,6 +174,8 @@ class MigrationTask:
     def stop(self) -> None:
         """End background writes; the task itself is cancelled by its owner."""
         self._publisher.stop()
+        self._clockwork.close()
+        self._trail.stop()
 
     async def _again(self, call: Any) -> None:
         """Call until the API server takes it, with backoff; ends with the task (leadership or process)."""
@@ -243,11 +256,7 @@ class MigrationTask:
             self._executor.read_back(await api.switchover(self.key))
             self._context.reserved[self.key.uid] = ends_of(memory.pairs)
             await self._executor.recall_claims(memory.pairs)
-        wish = observe.wish_of(memory.body)
-        named = {node for p in wish.pairs for node in (p.source_node, p.target_node)}
-        if wish.shorthand is not None:
-            named |= {wish.shorthand.source_node, wish.shorthand.target_node}
-        absent = named - self._context.agents.connected
+        absent = observe.wish_of(memory.body).nodes - self._context.agents.connected
         known = [node for node in sorted(absent) if await api.node_exists(node)]
         self._nodes = frozenset(known) | self._context.agents.connected
 
@@ -274,6 +283,7 @@ class MigrationTask:
             generation=memory.body["metadata"].get("generation", 1),
             inherited=memory.inherited,
             inventory_settled=asyncio.get_running_loop().time() >= self._inventory_settled_at,
+            leaving=context.agents.leaving(context.successor_seconds),
             settled=asyncio.get_running_loop().time() >= context.settled_at,
             lingered=self._clockwork.lingered,
             rehearsed=memory.rehearsed,
@@ -409,6 +419,7 @@ class MigrationTask:
             return
         await self._publisher.finished(observed, planned, finish, measured)
         self._clockwork.finished(observed, finish)
+        self._trail.finished(observed, finish, measured.downtime_microseconds, inherited=self._memory.inherited)
         if finish.phase is Phase.SUCCEEDED:
             self._context.history.succeeded(observed)
         self._context.agents.forget(self.key.uid)

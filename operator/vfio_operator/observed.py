@@ -104,6 +104,13 @@ class Wish:
     mode: Mode = Mode.MIGRATE
     shorthand: Shorthand | None = None
 
+    @property
+    def nodes(self) -> frozenset[str]:
+        """Every node that it names."""
+        named = {node for pair in self.pairs for _, node, _ in pair.ends}
+        short = self.shorthand
+        return frozenset(named | ({short.source_node, short.target_node} if short is not None else set()))
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -154,6 +161,7 @@ class Observed:
     failure is the first thing that went wrong; recorded: what of it is stored. converge_expired: pre-copy has lasted
     its limit. exhausted: a step after the decision failed so often that it is given up. settled: agents have had the
     time to dial this leader.
+    leaving: nodes whose agent is to end, or has just ended, and whose next one is not there yet.
     inventory_settled: they have had the time to publish what an earlier migration changed.
     generation: metadata.generation of the object that wish was read from.
     inherited: an earlier leader may have commanded what this one knows nothing of.
@@ -178,6 +186,7 @@ class Observed:
     converge_expired: bool = False
     exhausted: bool = False
     settled: bool = True
+    leaving: frozenset[str] = frozenset()
     generation: int = 1
     inherited: bool = True
     inventory_settled: bool = True

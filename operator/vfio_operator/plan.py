@@ -75,6 +75,9 @@ def _validate(observed: Observed) -> Plan | None:
         return _authorize(observed, ())
     found = resolve(observed)
     refused = found.failure
+    waits = _await_agents(observed, refused)
+    if waits is not None:
+        return waits
     if refused is not None and _premature(observed, refused):
         return Plan("AwaitInventory", Phase.PENDING, (), f"waiting for the inventory: {refused.message}")
     if refused is None and observed.authorized != found.pairs:
@@ -87,6 +90,20 @@ def _validate(observed: Observed) -> Plan | None:
         sentence = f"{len(found.pairs)} pairs can migrate; forecast downtime {planned(observed, found.pairs)}"
         return Plan("Planned", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence, pairs=found.pairs)
     return None
+
+
+def _await_agents(observed: Observed, refused: Failure | None) -> Plan | None:
+    """Whether to wait for the next agents of nodes whose present ones are to end; a mere Plan needs none any more."""
+    leaving = observed.leaving
+    if refused is None:
+        leaving = frozenset() if observed.wish.mode is Mode.PLAN else leaving
+    elif refused.reason is Reason.AGENT_NOT_CONNECTED:
+        leaving = leaving - observed.connected
+    else:
+        return None
+    ending = ", ".join(sorted(observed.wish.nodes & leaving))
+    sentence = f"waiting for the next vfio-agent of {ending}: the present one is being replaced"
+    return Plan("AwaitAgents", Phase.PENDING, (), sentence) if ending else None
 
 
 def _authorize(observed: Observed, pairs: tuple[Pair, ...]) -> Plan:

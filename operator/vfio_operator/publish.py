@@ -35,8 +35,10 @@ ANNOUNCED: dict[str, tuple[EventReason, str]] = {
 class Publisher:
     """The status and Events of `key`."""
 
-    def __init__(self, api: OperatorApi, metrics: OperatorMetrics, key: MigrationKey, body: Mapping[str, Any]):
-        self._api, self._metrics, self._key = api, metrics, key
+    def __init__(
+        self, api: OperatorApi, metrics: OperatorMetrics, key: MigrationKey, body: Mapping[str, Any], trace_id: str
+    ):
+        self._api, self._metrics, self._key, self._trace_id = api, metrics, key, trace_id
         self._written: Json = dict(body.get("status", {}))
         self._offered: tuple[Observed, Plan, Measured] | None = None
         self._announced: set[str] = set()
@@ -96,7 +98,7 @@ class Publisher:
     async def _write(self, observed: Observed, planned: Plan, measured: Measured) -> None:
         # the lock makes a write that is under way end before the next one begins
         async with self._writing:
-            made = status.build(observed, planned, measured, now(), self._written)
+            made = status.build(observed, planned, measured, now(), self._written, self._trace_id)
             if made != self._written:
                 await self._api.apply_status(self._key, made)
                 self._metrics.api_writes.labels("status").inc()

@@ -45,8 +45,11 @@ class Measured:
         return self.forecast.total if self.forecast is not None else self.earlier
 
 
-def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: Json) -> Json:
-    """The whole status. `now` is RFC 3339; `before` is the last status, for the transition times of conditions."""
+def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: Json, trace_id: str = "") -> Json:
+    """The whole status. `now` is RFC 3339; `before` is the last status, for the transition times of conditions.
+
+    trace_id: "" if the migration is not traced; one that was named stays named.
+    """
     finish = next((a for a in plan.actions if isinstance(a, Finish)), None)
     phase = finish.phase if finish else plan.phase
     status: Json = {
@@ -77,6 +80,8 @@ def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: 
         }
     if observed.recorded is not None:
         status["failure"] = _failure(observed.recorded)
+    if trace_id := trace_id or before.get("traceID", ""):
+        status["traceID"] = trace_id
     if measured.downtime_microseconds is not None:
         status["downtimeMicroseconds"] = measured.downtime_microseconds
     predicted = planned(observed, plan.pairs).total if plan.step == "Planned" else measured.predicted
@@ -284,7 +289,8 @@ def outcome_label(observed: Observed, finish: Finish) -> tuple[str, str]:
     """(result, reason) for metrics and the last Event."""
     if finish.failure is not None:
         return finish.phase.value, finish.failure.reason.value
-    return finish.phase.value, _ENDS[observed.wish.mode]
+    return finish.phase.value, ENDS[observed.wish.mode]
 
 
-_ENDS = {Mode.MIGRATE: E.SUCCEEDED, Mode.PLAN: E.PLANNED, Mode.REHEARSE: E.REHEARSED}
+# The reason of a migration that did what was asked for.
+ENDS = {Mode.MIGRATE: E.SUCCEEDED, Mode.PLAN: E.PLANNED, Mode.REHEARSE: E.REHEARSED}

@@ -13,7 +13,7 @@ import grpc
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-from devtools.stack import AUDIENCE, NAMESPACE, Stack
+from devtools.stack import AGENT_NAMESPACE, AUDIENCE, NAMESPACE, Stack
 from vfio_api import PROTOCOL_VERSION
 from vfio_api.names import (
     ADDRESS_ANNOTATION,
@@ -124,17 +124,25 @@ def dial(
             stream.close()
 
 
-def bound_token(stack: Stack, node: str, pod: str, *, account: str = AGENT_SERVICE_ACCOUNT, audience: str = "") -> str:
+def bound_token(
+    stack: Stack,
+    node: str,
+    pod: str,
+    *,
+    account: str = AGENT_SERVICE_ACCOUNT,
+    audience: str = "",
+    namespace: str = AGENT_NAMESPACE,
+) -> str:
     """A token of the account for a pod on the node, which is made; for the operator, unless for another audience."""
     manifest = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": pod, "namespace": NAMESPACE},
+        "metadata": {"name": pod, "namespace": namespace},
         "spec": {"nodeName": node, "serviceAccountName": account, "containers": [{"name": "a", "image": "a"}]},
     }
     stack.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(manifest))
     flags = [f"--audience={audience or AUDIENCE}", "--bound-object-kind=Pod", f"--bound-object-name={pod}"]
-    return stack.kubectl("create", "token", account, "-n", NAMESPACE, *flags).strip()
+    return stack.kubectl("create", "token", account, "-n", namespace, *flags).strip()
 
 
 def forged(key: Path, token: str, **claims: Any) -> str:

@@ -11,6 +11,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from cluster.users import User, grant, impersonated, rule, service_account, stamp, wait_until
 from cluster.world import SETS, World, condition, migration, pairs
+from devtools.stack import AGENT_NAMESPACE
 from devtools.stack import NAMESPACE as OPERATOR_NAMESPACE
 from vfio_api.errors import Reason
 from vfio_api.models import device_object_name
@@ -152,7 +153,7 @@ def test_512_devices_are_asked_for_one_by_one(asking: Any) -> None:
 def test_an_error_of_the_api_server_is_no_answer(world: World, tmp_path: Path) -> None:
     """Here because who asks may not ask: an agent's token. The caller tries again."""
     path = tmp_path / "kubeconfig"
-    world.stack.plane.service_account_kubeconfig(OPERATOR_NAMESPACE, "vfio-agent", path)
+    world.stack.plane.service_account_kubeconfig(AGENT_NAMESPACE, "vfio-agent", path)
 
     async def ask() -> None:
         api = await OperatorApi.connect(path, OPERATOR_NAMESPACE, "test")

@@ -11,7 +11,7 @@ import yaml
 
 from cluster.users import wait_until
 from devtools.plane import Plane
-from devtools.stack import SWITCHOVER_OF_NOBODY
+from devtools.stack import AGENT_NAMESPACE, SWITCHOVER_OF_NOBODY
 from devtools.tools import helm
 from vfio_api.crd import custom_resource_definition
 from vfio_api.models import RESOURCES
@@ -86,7 +86,8 @@ def may(plane: Plane, account: str, verb: str, resource: str, namespace: str) ->
     """Return whether a service account of the chart may do something to "resource", ".../name" or ".../status"."""
     resource, slash, rest = resource.partition("/")
     target = [resource, "--subresource=status"] if rest == "status" else [f"{resource}{slash}{rest}"]
-    who = f"--as=system:serviceaccount:{NAMESPACE}:{account}"
+    home = AGENT_NAMESPACE if account == AGENT_SERVICE_ACCOUNT else NAMESPACE
+    who = f"--as=system:serviceaccount:{home}:{account}"
     answer = plane.kubectl("auth", "can-i", verb, *target, who, "-n", namespace, check=False)
     assert answer.strip() in {"yes", "no"}
     return answer.strip() == "yes"
@@ -104,11 +105,9 @@ def may(plane: Plane, account: str, verb: str, resource: str, namespace: str) ->
         ("vfio-operator", "create", "events.events.k8s.io", "default"),
         ("vfio-operator", "create", "tokenreviews.authentication.k8s.io", "default"),
         ("vfio-operator", "create", "subjectaccessreviews.authorization.k8s.io", "default"),
-        ("vfio-operator", "list", "customresourcedefinitions.apiextensions.k8s.io", "default"),
-        ("vfio-operator", "watch", "namespaces", "default"),
         ("vfio-operator", "get", "nodes", "default"),
         ("vfio-operator", "update", f"leases.coordination.k8s.io/{LEASE_NAME}", NAMESPACE),
-        ("vfio-operator", "update", f"configmaps/{CA_CONFIGMAP}", NAMESPACE),
+        ("vfio-operator", "patch", f"configmaps/{CA_CONFIGMAP}", NAMESPACE),
         ("vfio-operator", "create", "configmaps", NAMESPACE),
         (AGENT_SERVICE_ACCOUNT, "create", "vfiodevices.vfiomigration.io", "default"),
         (AGENT_SERVICE_ACCOUNT, "patch", "vfiodevices.vfiomigration.io", "default"),
@@ -127,6 +126,14 @@ def test_rights(chart: Plane, account: str, verb: str, resource: str, namespace:
     ("account", "verb", "resource", "namespace"),
     [
         ("vfio-operator", "get", "secrets", NAMESPACE),
+        # what nothing in it asks for
+        ("vfio-operator", "list", "customresourcedefinitions.apiextensions.k8s.io", "default"),
+        ("vfio-operator", "list", "namespaces", "default"),
+        ("vfio-operator", "watch", "vfioswitchovers.vfiomigration.io", "default"),
+        ("vfio-operator", "delete", "vfioswitchovers.vfiomigration.io", "default"),
+        ("vfio-operator", "patch", "events.events.k8s.io", "default"),
+        ("vfio-operator", "patch", f"leases.coordination.k8s.io/{LEASE_NAME}", NAMESPACE),
+        ("vfio-operator", "update", f"configmaps/{CA_CONFIGMAP}", NAMESPACE),
         ("vfio-operator", "update", "leases.coordination.k8s.io/another", NAMESPACE),
         ("vfio-operator", "get", "configmaps/another", NAMESPACE),
         ("vfio-operator", "get", f"configmaps/{CA_CONFIGMAP}", "default"),

@@ -12,14 +12,14 @@ import pytest
 from cluster.dialing import Leading, Metadata, Stream, bearer, bound_token, dial, forged, hello, leading
 from cluster.users import wait_until
 from cluster.world import SETS, World, mark, migration, pairs
-from devtools.stack import AUDIENCE, NAMESPACE, Stack
+from devtools.stack import AGENT_NAMESPACE, AUDIENCE, NAMESPACE, Stack
 from vfio_api.device import DeviceState as S
 from vfio_api.errors import Reason
 from vfio_api.types import Goal, Role
 from vfio_api.v1 import agent_pb2 as pb
-from vfio_operator.pki import new_server_identity
+from vfio_operator.pki import Authority
 
-EXPECTED = f"expected a token of system:serviceaccount:{NAMESPACE}:vfio-agent, found "
+EXPECTED = f"expected a token of system:serviceaccount:{AGENT_NAMESPACE}:vfio-agent, found "
 NOT_VALID = EXPECTED + "nobody (the token is not valid for this audience)"
 POD = "test-control-channel"
 Code = grpc.StatusCode
@@ -29,7 +29,7 @@ Code = grpc.StatusCode
 def token(world: World) -> Iterator[str]:
     """A good token of an agent on node-c, where none runs."""
     yield bound_token(world.stack, "node-c", POD)
-    world.stack.kubectl("delete", "pod", POD, "-n", NAMESPACE, "--force", "--grace-period=0")
+    world.stack.kubectl("delete", "pod", POD, "-n", AGENT_NAMESPACE, "--force", "--grace-period=0")
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def of_nobody_known(world: World, token: str) -> Metadata:
 
 
 def for_the_api_server(world: World, token: str) -> Metadata:
-    create = ["create", "token", "vfio-agent", "-n", NAMESPACE, "--bound-object-kind=Pod", f"--bound-object-name={POD}"]
-    return bearer(world.stack.kubectl(*create).strip())
+    bound = ["--bound-object-kind=Pod", f"--bound-object-name={POD}"]
+    return bearer(world.stack.kubectl("create", "token", "vfio-agent", "-n", AGENT_NAMESPACE, *bound).strip())
 
 
 def for_another(world: World, token: str) -> Metadata:
@@ -90,7 +90,7 @@ def for_another(world: World, token: str) -> Metadata:
 
 
 def of_the_operator(world: World, token: str) -> Metadata:
-    return bearer(bound_token(world.stack, "node-c", POD + "-operator", account="vfio-operator"))
+    return bearer(bound_token(world.stack, "node-c", POD + "-operator", account="vfio-operator", namespace=NAMESPACE))
 
 
 def of_the_same_name_elsewhere(world: World, token: str) -> Metadata:
@@ -99,9 +99,15 @@ def of_the_same_name_elsewhere(world: World, token: str) -> Metadata:
     return bearer(made)
 
 
+def of_the_operators_namespace(world: World, token: str) -> Metadata:
+    """Where agents do not live: who may make pods beside the operator is no agent by that."""
+    world.stack.kubectl("create", "serviceaccount", "vfio-agent", "-n", NAMESPACE)
+    return bearer(bound_token(world.stack, "node-c", POD + "-beside", namespace=NAMESPACE))
+
+
 def for_no_pod(world: World, token: str) -> Metadata:
     return bearer(
-        world.stack.kubectl("create", "token", "vfio-agent", "-n", NAMESPACE, f"--audience={AUDIENCE}").strip()
+        world.stack.kubectl("create", "token", "vfio-agent", "-n", AGENT_NAMESPACE, f"--audience={AUDIENCE}").strip()
     )
 
 
@@ -123,6 +129,9 @@ SHOWN = {
     "a token of the operator": Shown(of_the_operator, f"{EXPECTED}system:serviceaccount:{NAMESPACE}:vfio-operator"),
     "a token of a ServiceAccount elsewhere": Shown(
         of_the_same_name_elsewhere, f"{EXPECTED}system:serviceaccount:default:vfio-agent"
+    ),
+    "a token of an agent's name beside the operator": Shown(
+        of_the_operators_namespace, f"{EXPECTED}system:serviceaccount:{NAMESPACE}:vfio-agent"
     ),
     "a token for no pod": Shown(for_no_pod, "the token is not bound to a pod on a node"),
 }
@@ -158,7 +167,7 @@ def test_a_token_whose_pod_is_deleted_is_refused(world: World, there: Leading) -
     metadata = bearer(bound_token(world.stack, "node-c", pod))
     with dial(there.address, pb.AgentMessage(hello=_plain_hello()), metadata, ca=there.ca) as stream:
         assert stream.hear().welcome.node == "node-c"
-    world.stack.kubectl("delete", "pod", pod, "-n", NAMESPACE, "--force", "--grace-period=0")
+    world.stack.kubectl("delete", "pod", pod, "-n", AGENT_NAMESPACE, "--force", "--grace-period=0")
 
     def accepted() -> bool:
         with dial(there.address, pb.AgentMessage(hello=_plain_hello()), metadata, ca=there.ca) as stream:
@@ -183,7 +192,7 @@ def test_without_tls_nobody_is_heard(world: World, token: str, there: Leading) -
 def test_a_client_that_trusts_another_certificate_shows_no_token(world: World, token: str, there: Leading) -> None:
     """It is the client that refuses: an operator that is none learns no token."""
     refused = metric(world, "vfio_operator_agents_refused_total")
-    code, said = refusal(there, "u-tls", bearer(token), new_server_identity().certificate)
+    code, said = refusal(there, "u-tls", bearer(token), Authority().certificate)
     assert code is Code.UNAVAILABLE
     assert "CERTIFICATE_VERIFY_FAILED" in said
     assert metric(world, "vfio_operator_agents_refused_total") == refused

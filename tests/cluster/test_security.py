@@ -32,8 +32,8 @@ from cluster.guarded import (
     versions,
 )
 from cluster.users import User
+from devtools.stack import AGENT_NAMESPACE, Stack, migration
 from devtools.stack import NAMESPACE as OURS
-from devtools.stack import Stack, migration
 from vfio_agent.kube import AgentApi, Decided
 from vfio_api.names import ADDRESS_ANNOTATION, CA_CONFIGMAP, CA_KEY, FINALIZER, LEASE_NAME
 from vfio_api.types import MigrationKey, Outcome
@@ -47,7 +47,7 @@ def agents(guarded: Stack, operator_user: User, tmp_path_factory: pytest.TempPat
         _, kubeconfig = guarded.agent_credentials(node, tmp_path_factory.mktemp(node))
         found[node] = User(guarded.plane, kubeconfig)
     nowhere = tmp_path_factory.mktemp("nowhere") / "kubeconfig"
-    guarded.plane.service_account_kubeconfig(OURS, "vfio-agent", nowhere)
+    guarded.plane.service_account_kubeconfig(AGENT_NAMESPACE, "vfio-agent", nowhere)
     return {**found, "": User(guarded.plane, nowhere)}
 
 

@@ -33,7 +33,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "set_claim": ("a", "1", None),
     "create_switchover": (Observed(KEY, Wish(())), 1),
     "decide": (KEY, Outcome.COMMIT),
-    "publish_ca": (b"",),
+    "publish_ca": ((b"",), False),
     "event": (KEY, "Reason", "message"),
     "delete_migration": (BODY,),
     "unlabel": (KEY,),

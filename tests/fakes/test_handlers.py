@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from vfio_operator.handlers import kopf_settings, registry_for
+import kopf
+import pytest
+
+from vfio_operator.handlers import in_cluster, kopf_settings, registry_for
 from vfio_operator.settings import OperatorSettings
 
 SETTINGS = OperatorSettings(pod_name="operator-0", advertise_host="127.0.0.1", kubeconfig=Path("unused"))
@@ -32,3 +35,16 @@ def test_kopf_posts_no_events_and_leaves_finished_objects_out() -> None:
     assert settings.scanning.disabled is True
     selectors = settings.watching.label_selectors["vfiomigration.io", "v1alpha1", "vfiomigrations"]
     assert selectors == "!vfiomigration.io/finished"
+
+
+@pytest.mark.parametrize(
+    ("host", "server"), [("10.96.0.1", "https://10.96.0.1:443"), ("fd00::1", "https://[fd00::1]:443")]
+)
+def test_a_pod_logs_in_at_the_address_it_was_given(monkeypatch: pytest.MonkeyPatch, host: str, server: str) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    named = kopf.ConnectionInfo(server="https://kubernetes.default.svc", token="secret")
+    login = in_cluster(named)
+    assert login is not None
+    assert (login.server, login.token) == (server, "secret")
+    assert in_cluster(None) is None

@@ -21,8 +21,8 @@ from vfio_agent.journal import Journal
 from vfio_agent.keeper import KeeperClient
 from vfio_agent.metrics import AgentMetrics
 from vfio_agent.receiver import DataServer
-from vfio_agent.session import Surroundings
 from vfio_agent.source_side import SourceSide
+from vfio_agent.surroundings import Surroundings
 from vfio_api.device import DeviceState as S
 from vfio_api.errors import Reason
 from vfio_api.types import (

@@ -1,15 +1,18 @@
 """A keeper that ends takes nothing with it: the agent gives its devices to the next one."""
 
+import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import structlog
 
 from loopback.test_keeper import KeeperProcess
 from vfio_agent.devices.protocol import DeviceInfo
 from vfio_agent.holdings import Holdings
 from vfio_agent.keeper import KeeperClient, KeeperGoneError
+from vfio_agent.keeperwatch import restore_from_keeper
 from vfio_api.device import DeviceState, MigrationFlags
 
 
@@ -107,3 +110,22 @@ def test_a_note_that_a_keeper_did_not_take_is_told_again(path: Path, holdings: H
     os.close(fds[0])
     assert meta["holder"] == "keeper"
     second.end()
+
+
+def test_an_agent_that_starts_before_its_keeper_waits_for_it(path: Path, holdings: Holdings) -> None:
+    async def first_the_agent() -> KeeperProcess:
+        restoring = asyncio.create_task(restore_from_keeper(holdings, 60.0))
+        while not any(entry["event"] == "no keeper yet" for entry in said):  # noqa: ASYNC110 - all that is seen of it
+            await asyncio.sleep(0)
+        assert not restoring.done()
+        keeper = await asyncio.to_thread(KeeperProcess, path)
+        await restoring
+        return keeper
+
+    with structlog.testing.capture_logs() as said:
+        asyncio.run(first_the_agent()).end()
+
+
+def test_an_agent_does_not_wait_for_ever_for_its_keeper(holdings: Holdings) -> None:
+    with pytest.raises(KeeperGoneError, match="start vfio-keeper"):
+        asyncio.run(restore_from_keeper(holdings, 0.0))

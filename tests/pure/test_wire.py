@@ -274,7 +274,56 @@ def test_the_largest_report_fits_into_a_message() -> None:
     device = replace(DEVICE, name="n" * 63, address="a" * 64, transferred_bytes=2**63 - 1)
     failure = Failure(Reason.ARC_FAILED, "x" * wire.MAX_TEXT)
     largest = replace(REPORT, devices=(device,) * 256, certificate=bytes(8192), failure=failure)
-    assert len(wire.report_to_wire(largest).SerializeToString()) < wire.MAX_MESSAGE_BYTES / 16
+    assert len(wire.report_to_wire(largest).SerializeToString()) < 256 * 1024
+
+
+def largest_hello(devices: int = wire.MAX_NODE_DEVICES) -> pb.Hello:
+    """Everything that is bounded is at its bound, and every character is as long as characters get."""
+
+    def text(length: int, number: int = 0) -> str:
+        return (f"{number:x}" + "\N{GRINNING FACE}" * length)[:length]
+
+    def name(number: int = 0) -> str:
+        return text(wire.MAX_NAME, number)
+
+    most, measured = wire.MAX_NUMBER, wire.MAX_MEASURED
+    numbers = (measured, measured, measured, measured, measured)
+    reports = []
+    for n in range(wire.MAX_SESSIONS):
+        own = range(n, devices, wire.MAX_SESSIONS)
+        made = [DeviceReport(name(d), name(d), DeviceState.ERROR, MigrationFlags(7), *numbers) for d in own]
+        timings = [Timing(text(wire.MAX_STEP, t), measured) for t in range(n, wire.MAX_NODE_TIMINGS, wire.MAX_SESSIONS)]
+        failure = Failure(Reason.ARC_FAILED, text(wire.MAX_TEXT), name(), name(), 2**31)
+        reports.append(
+            SessionReport(
+                f"{n:036}",
+                Role.SOURCE,
+                most,
+                most,
+                Goal.RUNNING_P2P,
+                True,
+                bytes(wire.MAX_CERTIFICATE),
+                tuple(made),
+                failure,
+                tuple(timings),
+                measured,
+                tuple(name(d) for d in own),
+                wire.MAX_ATTEMPT,
+            )
+        )
+    said = AgentHello(2, name(), name(), name(), name(), most, tuple(reports))
+    return wire.hello_to_wire(said)
+
+
+def test_the_largest_hello_fits_into_a_message_and_is_taken() -> None:
+    said = largest_hello()
+    assert wire.MAX_MESSAGE_BYTES / 2 < said.ByteSize() < wire.MAX_MESSAGE_BYTES
+    assert len(wire.hello_from_wire(said).sessions) == wire.MAX_SESSIONS
+
+
+def test_more_devices_than_a_node_may_have_in_sessions_are_refused() -> None:
+    with pytest.raises(ValueError, match="1025 devices of sessions in one message, at most 1024 are allowed"):
+        wire.hello_from_wire(largest_hello(wire.MAX_NODE_DEVICES + 1))
 
 
 @pytest.mark.parametrize(("role", "most"), [(Role.TARGET, 2**16), (Role.SOURCE, 2**24)])

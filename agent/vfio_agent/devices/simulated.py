@@ -210,8 +210,9 @@ def _connect(path: Path) -> socket.socket:
     sock = simwire.seqpacket()
     try:
         sock.connect(str(path))
-    except BaseException:
+    except OSError as error:
         sock.close()
+        error.filename = str(path)  # a socket's error does not say whose
         raise
     return sock
 

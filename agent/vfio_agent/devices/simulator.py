@@ -377,7 +377,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     with contextlib.ExitStack() as stack:
         trace = stack.enter_context(options.trace.open("a")) if options.trace else None
-        simulator = Simulator(json.loads(options.config.read_bytes()), trace)
+        try:
+            simulator = Simulator(json.loads(options.config.read_bytes()), trace)
+        except (KeyError, TypeError, ValueError) as error:
+            sys.exit(f"vfio-simulator: {options.config} describes no devices: {type(error).__name__}: {error}")
         listener = stack.enter_context(_listen(options.socket))
         stack.callback(options.socket.unlink, missing_ok=True)
         Thread(target=simulator.accept, args=(listener,), daemon=True).start()

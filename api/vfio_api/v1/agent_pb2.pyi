@@ -7,14 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "report", "pong")
+    __slots__ = ("hello", "report", "pong", "token", "leaving")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     PONG_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     report: SessionReport
     pong: int
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[SessionReport, _Mapping]] = ..., pong: _Optional[int] = ...) -> None: ...
+    token: str
+    leaving: Leaving
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[SessionReport, _Mapping]] = ..., pong: _Optional[int] = ..., token: _Optional[str] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
 
 class OperatorMessage(_message.Message):
     __slots__ = ("welcome", "command", "ping")
@@ -43,6 +47,10 @@ class Hello(_message.Message):
     highest_epoch: int
     sessions: _containers.RepeatedCompositeFieldContainer[SessionReport]
     def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., incarnation: _Optional[str] = ..., instance: _Optional[str] = ..., data_address: _Optional[str] = ..., highest_epoch: _Optional[int] = ..., sessions: _Optional[_Iterable[_Union[SessionReport, _Mapping]]] = ...) -> None: ...
+
+class Leaving(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("epoch", "node")

@@ -15,6 +15,7 @@ from devtools.fuzz.devices import Memory
 from devtools.fuzz.mutate import LARGE, change_message
 from devtools.fuzz.samples import UIDS, WORDS, command, hello, report
 from devtools.fuzz.sockets import end_keeper, serve_keeper
+from devtools.stack import AGENT_NAMESPACE
 from vfio_agent.agent import Agent
 from vfio_agent.holdings import Holdings
 from vfio_agent.journal import Journal
@@ -23,7 +24,8 @@ from vfio_agent.link import Link
 from vfio_agent.link import hello as own_hello
 from vfio_agent.metrics import AgentMetrics
 from vfio_agent.receiver import DataServer
-from vfio_agent.session import Session, Surroundings
+from vfio_agent.session import Session
+from vfio_agent.surroundings import Surroundings
 from vfio_api import wire
 from vfio_api.device import RUNS, DeviceState
 from vfio_api.errors import CommandError, Reason
@@ -81,10 +83,8 @@ class _Context:
 class _Api:
     """The API server: every token is a node's name."""
 
-    namespace = "vfio-migration"
-
     async def review_token(self, token: str) -> Caller:
-        return Caller(f"system:serviceaccount:{self.namespace}:{AGENT_SERVICE_ACCOUNT}", token, "pod")
+        return Caller(f"system:serviceaccount:{AGENT_NAMESPACE}:{AGENT_SERVICE_ACCOUNT}", token, "pod")
 
 
 class _Leadership:
@@ -104,7 +104,16 @@ class OperatorWorld:
         self.agents = Agents(lambda _uid: None, metrics, History())
         api: Any = _Api()
         lease: Any = self.leadership
-        self.link = AgentLink(self.agents, api, lease, metrics, heartbeat_seconds=60.0, dead_seconds=120.0)
+        self.link = AgentLink(
+            self.agents,
+            api,
+            lease,
+            metrics,
+            agent_namespace=AGENT_NAMESPACE,
+            heartbeat_seconds=60.0,
+            dead_seconds=120.0,
+            review_seconds=60.0,
+        )
         self.steady = SessionReport("uid-1", Role.SOURCE, 1, 1, Goal.PREPARED)
         self.stream = self.agents.add("steady", "pod", AgentHello(1, "1", "boot", "i", "", 0, (self.steady,)))
 

@@ -1,0 +1,77 @@
+"""What is left when the project is to be uninstalled: what forbids it, and what lets go first. Pure."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from vfio_api.types import MigrationKey
+from vfio_operator import observe
+
+NAMED = 20  # migrations that a message names
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """Migrations that hold something (with their phases), finished ones with our finalizer, and switchovers likewise.
+
+    waiting: how many have not begun. switchovers are named by their migrations' keys.
+    """
+
+    running: tuple[tuple[MigrationKey, str], ...]
+    finished: tuple[MigrationKey, ...]
+    switchovers: tuple[MigrationKey, ...]
+    waiting: int
+
+
+def remains_of(migrations: Iterable[observe.Body], switchovers: Iterable[observe.Body]) -> Remains:
+    """What these objects are to an uninstall.
+
+    A migration takes nothing before it has our finalizer, and has let go of everything when it is finished. A
+    switchover is needed until its migration is seen to have finished: one whose migration is gone holds the decision
+    that sessions may still wait for.
+    """
+    running: list[tuple[MigrationKey, str]] = []
+    finished: list[MigrationKey] = []
+    waiting = 0
+    ended: set[str] = set()
+    for body in migrations:
+        key = observe.key_of(body)
+        if observe.is_finished(body):
+            ended.add(key.uid)
+        if not observe.has_finalizer(body):
+            waiting += not observe.is_finished(body)
+        elif observe.is_finished(body):
+            finished.append(key)
+        else:
+            running.append((key, body.get("status", {}).get("phase", "Pending")))
+    known = {key.uid for key, _ in running}
+    kept = [
+        MigrationKey(body["metadata"]["name"], body["metadata"]["namespace"], body["spec"]["migrationName"])
+        for body in switchovers
+        if observe.has_finalizer(body)
+    ]
+    left = [key for key in kept if key.uid in ended]
+    running += [(key, "gone, and its switchover is there") for key in kept if key.uid not in known | ended]
+    return Remains(tuple(running), tuple(finished), tuple(left), waiting)
+
+
+def refusal(running: Sequence[tuple[MigrationKey, str]]) -> str:
+    """Why it is not uninstalled, and what to do; lines for people."""
+    several = len(running) > 1
+    key = running[0][0]
+    which = f"vfm --namespace {shlex.quote(key.namespace)} {shlex.quote(key.name)}"
+    named = [f"  VFIOMigration {each} is {phase}" for each, phase in running[:NAMED]]
+    if len(running) > NAMED:
+        named.append(f"  and {len(running) - NAMED} more: kubectl get vfm --all-namespaces")
+    return "\n".join(
+        [
+            f"vfio-migration is not uninstalled: {len(running)} migration{'s' * several} would be stranded, since only "
+            "operator and agents can end what has begun.",
+            *named,
+            f"Wait for {'each' if several else 'it'}:  kubectl wait {which} --for=condition=Finished --timeout=10m",
+            f"or cancel {'each' if several else 'it'}: kubectl patch {which} --type=merge "
+            """--patch='{"spec":{"cancel":true}}'""",
+            "then uninstall again. To uninstall all the same, and leave devices as they are: helm uninstall --no-hooks",
+            "Before helm upgrades what it was to uninstall: helm rollback, to the last revision of helm history",
+        ]
+    )
