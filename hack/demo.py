@@ -13,11 +13,11 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0:0] = [str(ROOT / folder) for folder in ("hack", "api", "agent")]
+sys.path[0:0] = [str(ROOT / folder) for folder in ("hack", "api", "agent", "cli")]
 
 from devtools.demo_flow import EXPECTED, run, tell_logs  # noqa: E402
 from devtools.demo_scene import Scene, SimulatedScene  # noqa: E402
-from devtools.demo_view import View  # noqa: E402
+from vfio_cli.terminal import View  # noqa: E402
 
 INTERRUPTED = 130
 NOTE_LINES = 30

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from devtools.demo_scene import Scene
-from devtools.demo_timeline import chart, duration_text, overview, switchover
-from devtools.demo_view import MigrationView, Steps, View, size_text
-from devtools.demo_watch import condition, watch
-from devtools.plane import BuildError, KubectlError, PlaneError
+from devtools.demo_view import Steps
+from devtools.demo_watch import watch
+from devtools.gobuild import BuildError
+from devtools.plane import KubectlError, PlaneError
 from devtools.processes import ProcessError
 from devtools.tools import MissingToolError, kubectl
 from vfio_api.errors import VFIOMigrationError
+from vfio_cli.fields import condition, size_text
+from vfio_cli.live import MigrationView
+from vfio_cli.progress import Scale
+from vfio_cli.terminal import View
+from vfio_cli.waterfall import chart, duration_text, overview, switchover
 
 # What can go wrong without being a mistake in the demo: said in a sentence, without a traceback.
 EXPECTED = (
@@ -65,7 +70,7 @@ def _migrate(scene: Scene, view: View) -> Json:
     view.command(f"kubectl apply -f {'/'.join(path.parts[-2:])}")
     view.line(scene.plane.kubectl("apply", "-f", str(path)).rstrip())
     view.command(f"kubectl get vfm {NAME} --watch")
-    with MigrationView(view, scene.sizes) as progress:
+    with MigrationView(view, Scale(scene.sizes, arrow=view.arrow)) as progress:
         for body in watch("vfm", NAME, NAMESPACE, scene.plane.environment, MIGRATION_SECONDS):
             progress.show(body.get("status", {}))
             if condition(body, "Finished") == "True":

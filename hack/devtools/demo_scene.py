@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from devtools import tools
 from devtools.demo_view import Steps
-from devtools.plane import KUBERNETES, Plane, build_plane
+from devtools.gobuild import KUBERNETES
+from devtools.plane import Plane, build_plane
 from devtools.processes import Child
 from devtools.stack import ROOT, Node, SimulatedDevice, Stack
 from vfio_agent.broker import request_device
@@ -121,7 +122,7 @@ class SimulatedScene:
     expected: tuple[type[Exception], ...] = ()
 
     def __init__(self) -> None:
-        self._stack = Stack([SOURCE, TARGET])
+        self.stack = Stack([SOURCE, TARGET])
         # Children die with the thread that started them, so these threads live until the children are stopped.
         self._pool = ThreadPoolExecutor(6, thread_name_prefix="demo")
         self._pending: list[Future[Any]] = []
@@ -131,7 +132,7 @@ class SimulatedScene:
     @property
     def plane(self) -> Plane:
         """The control plane."""
-        return self._stack.plane
+        return self.stack.plane
 
     def _submit(self, call: Any, *arguments: Any) -> Future[Any]:
         self._pending.append(self._pool.submit(call, *arguments))
@@ -142,16 +143,16 @@ class SimulatedScene:
         prepare_tools(steps, self._pool)
         nodes = self._submit(self._start_nodes, steps)
         with steps.step(f"Kubernetes {KUBERNETES} (API server, etcd, controllers), CRDs, RBAC"):
-            self._stack.__enter__()
+            self.stack.__enter__()
         operator = self._submit(self._start_operator, steps)
         nodes.result()
-        agents = [self._submit(self._start_agent, steps, node) for node in self._stack.nodes.values()]
+        agents = [self._submit(self._start_agent, steps, node) for node in self.stack.nodes.values()]
         agents[0].result()
         workload = self._submit(self._start_workload, steps)
         for future in (operator, *agents, workload):
             future.result()
         with steps.step(f"inventory: {2 * DEVICES} VFIODevices published by the agents"):
-            self._stack.devices_published(2 * DEVICES)
+            self.stack.devices_published(2 * DEVICES)
 
     def _start_nodes(self, steps: Steps) -> None:
         devices = [
@@ -161,13 +162,13 @@ class SimulatedScene:
         with steps.step(f"{SOURCE} and {TARGET}: {DEVICES} simulated devices each, device keeper"):
             # no traffic before every device has a peer that answers
             p2p = {"rate_per_second": 0, "latency_us": WRITE_LATENCY_US}
-            both = [self._submit(self._stack.add_node, name, devices, p2p) for name in (SOURCE, TARGET)]
+            both = [self._submit(self.stack.add_node, name, devices, p2p) for name in (SOURCE, TARGET)]
             for future in both:
                 future.result()
 
     def _start_operator(self, steps: Steps) -> None:
         with steps.step("operator, as ServiceAccount vfio-operator"):
-            self._operator = self._stack.start_operator()
+            self._operator = self.stack.start_operator()
 
     def _start_agent(self, steps: Steps, node: Node) -> None:
         with steps.step(f"agent on {node.name}, with a token bound to its pod and node"):
@@ -175,7 +176,7 @@ class SimulatedScene:
 
     def _start_workload(self, steps: Steps) -> None:
         """Open the devices as a workload does, mark them, let them write into each other."""
-        node, ports = self._stack.nodes[SOURCE], range(DEVICES)
+        node, ports = self.stack.nodes[SOURCE], range(DEVICES)
         backend = SimulatedBackend(node.simulator_socket)
         total = DEVICES * WRITES_PER_SECOND
         with steps.step(f"workload on {SOURCE}: {DEVICES} devices open, {total} P2P writes/s"):
@@ -186,12 +187,12 @@ class SimulatedScene:
             self._traffic(WRITES_PER_SECOND)
 
     def _traffic(self, rate: int) -> None:
-        for node in self._stack.nodes.values():
+        for node in self.stack.nodes.values():
             SimulatorControl(node.simulator_socket).configure(rate_per_second=rate, latency_us=WRITE_LATENCY_US)
 
     def verdict(self) -> Sequence[Finding]:
         """Stop the traffic, let what is under way arrive, compare the accounts; then read the marks."""
-        source, target = (self._stack.nodes[name] for name in (SOURCE, TARGET))
+        source, target = (self.stack.nodes[name] for name in (SOURCE, TARGET))
         self._traffic(0)
         time.sleep(SETTLE_SECONDS)
         stats = [SimulatorControl(node.simulator_socket).stats() for node in (source, target)]
@@ -207,9 +208,9 @@ class SimulatedScene:
 
     def metrics(self) -> Mapping[str, int]:
         """The operator and both agents."""
-        ports = {f"agent {node.name}": node.metrics_port() for node in self._stack.nodes.values()}
+        ports = {f"agent {node.name}": node.metrics_port() for node in self.stack.nodes.values()}
         if self._operator is not None:
-            ports["operator"] = self._stack.operator_metrics_port(self._operator)
+            ports["operator"] = self.stack.operator_metrics_port(self._operator)
         return ports
 
     def logs(self) -> Sequence[Path]:
@@ -218,20 +219,20 @@ class SimulatedScene:
         def order(path: Path) -> tuple[bool, bool, str]:
             return not path.name.startswith("operator"), path.name != "agent.log", str(path)
 
-        return sorted(self._stack.dir.rglob("*.log"), key=order)
+        return sorted(self.stack.dir.rglob("*.log"), key=order)
 
     def close(self) -> None:
         """Tell all to stop at once, and kill what takes its time: nothing of it is needed any more."""
         for future in self._pending:
             future.cancel()
         wait(self._pending)  # a start that is under way may yet register what is to be stopped
-        nodes = self._stack.nodes.values()
+        nodes = self.stack.nodes.values()
         children = [c for c in (self._operator, *(c for n in nodes for c in (n.agent, n.simulator, n.keeper))) if c]
         for number in (signal.SIGTERM, signal.SIGKILL):
             for child in children:
                 child.signal(number)
             self._await_end(children)
-        self._stack.closing.close()
+        self.stack.closing.close()
         self._pool.shutdown()
 
     @staticmethod

@@ -64,9 +64,3 @@ def _read(stream: IO[str], found: "queue.Queue[Json | None]") -> None:
             found.put(document)
     finally:
         found.put(None)
-
-
-def condition(body: Mapping[str, Any], kind: str) -> str:
-    """The status of a condition: "True", "False" or "Unknown"."""
-    conditions = body.get("status", {}).get("conditions", [])
-    return next((str(c["status"]) for c in conditions if c["type"] == kind), "Unknown")

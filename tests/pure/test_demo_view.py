@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from devtools.demo_flow import _conditions, _log_line, _section
 from devtools.demo_kernel import barrier_finding
 from devtools.demo_scene import p2p_findings
-from devtools.demo_timeline import Bar, chart, duration_text, operator_steps, overview, switchover
-from devtools.demo_view import MigrationView, Steps, View
-from devtools.demo_watch import condition, documents
+from devtools.demo_view import Steps
+from devtools.demo_watch import documents
 from devtools.mtty_trace import Arc
+from vfio_cli.fields import condition
+from vfio_cli.live import MigrationView
+from vfio_cli.progress import Scale
+from vfio_cli.terminal import View
+from vfio_cli.waterfall import Bar, chart, duration_text, operator_steps, overview, switchover
 
 
 def timing(step: str, microseconds: int) -> dict[str, Any]:
@@ -198,7 +202,7 @@ def test_without_a_terminal_there_are_plain_lines_and_no_control_characters():
     view = View(out)
     with Steps(view) as steps, steps.step("start"):
         pass
-    with MigrationView(view, {"gpu0": 400 << 20}) as progress:
+    with MigrationView(view, Scale({"gpu0": 400 << 20})) as progress:
         progress.show({})
         progress.show(STATUS)
         progress.show(STATUS)  # too soon to be worth another line

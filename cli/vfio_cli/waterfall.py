@@ -1,4 +1,4 @@
-"""The phase timeline as a picture in the terminal: bars to scale, from `status.timings`. Pure."""
+"""The phase timeline of a migration as bars to scale, from `status.timings`. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ AGENT = "Agent/"
 WORDS = {
     "Authorize": "ask for rights",
     "AwaitInventory": "await inventory",
+    "AwaitAgents": "await next agents",
     "AddFinalizer": "accept",
     "PersistPairs": "plan",
     "Claim": "claim devices",

@@ -1,0 +1,81 @@
+"""The command line: `kubectl vfio ...`, since kubectl runs a program of the name kubectl-vfio for it."""
+
+import os
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from typer import completion as completions
+
+from vfio_cli.problems import FAILED, INTERRUPTED, USAGE, UserError
+from vfio_cli.run_doctor import doctor
+from vfio_cli.run_lists import devices, history, nodes, version
+from vfio_cli.run_migrate import cancel, migrate, plan, rehearse
+from vfio_cli.run_watch import explain, timeline, watch
+
+PROGRAM, PLUGIN = "kubectl vfio", "kubectl-vfio"
+COMPLETE = "_KUBECTL_VFIO_COMPLETE"
+_completions: Any = completions  # it does not say what it exports
+app = typer.Typer(
+    name=PLUGIN,
+    help="Migrate VFIO devices between nodes, and see how it goes.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (migrate, plan, rehearse, watch, timeline, explain, devices, nodes, cancel, history, doctor, version):
+    app.command()(command)
+
+
+class Shell(StrEnum):
+    """A shell that can complete."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+    POWERSHELL = "powershell"
+
+
+@app.command()
+def completion(shell: Annotated[Shell, typer.Argument(help="The shell.")]) -> None:
+    """Print the script that has a shell complete kubectl-vfio. kubectl's own completion needs none."""
+    print(_completions.get_completion_script(prog_name=PLUGIN, complete_var=COMPLETE, shell=shell.value))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code. Whatever a user can cause is told in one line on stderr."""
+    if COMPLETE in os.environ:
+        _completions.completion_init()
+    try:
+        code = app(args=list(arguments) or ["--help"], prog_name=PROGRAM, complete_var=COMPLETE, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except UserError as problem:
+        _say(str(problem))
+        return problem.code
+    except typer.TyperException as error:  # how it was called
+        where = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
+        _say(f"{where}: {' '.join(error.format_message().split())}; see {where} --help")
+        return USAGE
+    except (typer.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # who read it has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _say(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """The console script kubectl-vfio."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What a plan, a rehearsal or a migration came to, in lines for people. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vfio_api.models_migration import Mode
+from vfio_api.models_status import ConditionType
+from vfio_cli.fields import Json, condition_of, has_succeeded, pairs_of, phase_of, size_text, word_of
+from vfio_cli.waterfall import duration_text
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line: good (None: neither good nor bad), what it is about, and what is to be said."""
+
+    good: bool | None
+    label: str
+    text: str
+
+
+def end_text(end: Json) -> str:
+    """node/device."""
+    return f"{end['nodeName']}/{end['device']}"
+
+
+def outcome(body: Json, arrow: str = "→") -> Iterator[Line]:
+    """The whole account of a finished migration: pairs, forecast, result."""
+    status = body.get("status", {})
+    against = {row["name"]: row for row in status.get("feasibility", [])}
+    for pair in pairs_of(body):
+        row = against.get(pair["name"])
+        route = f"{end_text(pair['source'])} {arrow} {end_text(pair['target'])}"
+        if row is not None and not row["feasible"]:
+            yield Line(False, pair["name"], f"{route}: {row.get('reason')}: {row.get('message', '')}")
+        elif body["spec"].get("mode") == Mode.PLAN:
+            # without a row nobody looked: what is said of the whole comes below
+            yield Line(True if row is not None else None, pair["name"], route)
+    yield from _forecast(body)
+    yield from _result(body)
+
+
+def _forecast(body: Json) -> Iterator[Line]:
+    status = body.get("status", {})
+    predicted, was = status.get("predictedDowntimeMicroseconds"), status.get("downtimeMicroseconds")
+    limit = body["spec"].get("strategy", {}).get("downtimeLimitMilliseconds")
+    bound = f"limit {limit} ms" if limit is not None else "no limit"
+    if was is not None:
+        forecast = f"forecast {duration_text(predicted)}, " if predicted is not None else ""
+        # the limit is kept by forecast: a miss is worth a look but no failure
+        within = limit is None or was <= 1000 * limit
+        yield Line(True if within else None, "downtime", f"{duration_text(was)} ({forecast}{bound})")
+    elif predicted is not None:
+        within = limit is None or predicted <= 1000 * limit
+        text = f"{duration_text(predicted)} of downtime, {'within' if within else 'over'} the {bound}"
+        yield Line(True if within else None, "forecast", text)
+    progress = status.get("progress", {})
+    if progress.get("bytes"):
+        rate = f" at {size_text(progress['bytesPerSecond'])}/s" if progress.get("bytesPerSecond") else ""
+        yield Line(True, "copied", f"{size_text(progress['bytes'])}{rate}")
+
+
+def _result(body: Json) -> Iterator[Line]:
+    found, good = condition_of(body, ConditionType.SUCCEEDED), has_succeeded(body)
+    status = body.get("status", {})
+    # the condition has device, arc and errno besides; the message of a success has the figure
+    said = str(status.get("message", "") if good else found["message"] or status.get("message", ""))
+    yield Line(good, phase_of(body), said if good else f"{found['reason']}: {said}")
+
+
+def next_step_of(body: Json) -> str:
+    """What to do after its end, by the reason for it."""
+    word = word_of(str(condition_of(body, ConditionType.SUCCEEDED)["reason"]))
+    return "" if word is None else word.next_step

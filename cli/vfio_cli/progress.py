@@ -1,0 +1,142 @@
+"""A migration's progress as a picture: what `kubectl vfio watch` and the demo show while it runs. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vfio_api.device import DeviceState
+from vfio_api.models_migration import Mode
+from vfio_api.models_status import Phase
+from vfio_cli.fields import Json, size_text
+from vfio_cli.waterfall import duration_text
+
+BAR_WIDTH, DEVICE_ROWS = 26, 16
+TRACKS: Mapping[str, Sequence[Phase]] = {
+    Mode.MIGRATE: (Phase.PENDING, Phase.PREPARING, Phase.PRE_COPY, Phase.SWITCHOVER, Phase.STARTING, Phase.SUCCEEDED),
+    Mode.REHEARSE: (Phase.PENDING, Phase.PREPARING, Phase.PRE_COPY, Phase.SUCCEEDED),
+    Mode.PLAN: (Phase.PENDING, Phase.SUCCEEDED),
+}
+_STYLES = {Phase.SUCCEEDED: "bold green", Phase.FAILED: "bold red", Phase.CANCELLED: "bold yellow"}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What a status does not say.
+
+    sizes: bytes of each pair's state, 0 if unknown; held: the same by the source's (node, address), for pairs that are
+    resolved only while one looks; limit: of the downtime, in milliseconds.
+    """
+
+    sizes: Mapping[str, int]
+    title: str = ""
+    mode: str = Mode.MIGRATE
+    limit_milliseconds: int | None = None
+    arrow: str = "→"
+    held: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+def estimates(devices: Iterable[Json]) -> dict[tuple[str, str], int]:
+    """Bytes of state by (node, address), as the inventory estimates them: of devices that run and are not copied."""
+    return {
+        (d["spec"]["nodeName"], d["spec"]["address"]): int(d["status"]["stopCopyBytes"])
+        for d in devices
+        if d.get("status", {}).get("stopCopyBytes") and d["status"].get("state") == DeviceState.RUNNING.name
+    }
+
+
+def sizes_of(pairs: Iterable[Json], held: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """Bytes of each pair's state by the estimate for its source; 0 where there is none."""
+    return {pair["name"]: held.get((pair["source"]["nodeName"], pair["source"]["device"]), 0) for pair in pairs}
+
+
+def device_text(device: Json, arrow: str = "→") -> str:
+    """Bytes and the states of both sides."""
+    states = [device[side] for side in ("sourceState", "targetState") if side in device]
+    return f"{size_text(device.get('bytes', 0)):>8}  {f' {arrow} '.join(states)}"
+
+
+def total_text(status: Json) -> str:
+    """Percent, bytes, rate, time left, the predicted downtime and the phase."""
+    progress, phase = status.get("progress", {}), status.get("phase", Phase.PENDING)
+    parts = [f"{progress.get('percent', 0):>3}%", size_text(progress.get("bytes", 0))]
+    if phase == Phase.PRE_COPY and progress.get("bytesPerSecond"):
+        parts.append(f"{size_text(progress['bytesPerSecond'])}/s")
+        parts += [f"ETA {progress['etaSeconds']} s"] if "etaSeconds" in progress else []
+        predicted = status.get("predictedDowntimeMicroseconds")
+        parts += [f"downtime ~{duration_text(predicted)}"] if predicted is not None else []
+    return "  ".join([*parts, phase])
+
+
+def plain_line(status: Json, seconds: float) -> str:
+    """One line for where no control characters are taken."""
+    devices = " ".join(f"{d['name']}={size_text(d.get('bytes', 0))}" for d in status.get("devices", [])[:DEVICE_ROWS])
+    return f"  {seconds:4.1f} s  {total_text(status)}  {devices}".rstrip()
+
+
+def track(status: Json, mode: str) -> Text:
+    """The phases of such a migration, with where it is."""
+    phase, line, passed = status.get("phase", Phase.PENDING), Text("  "), True
+    phases = TRACKS[mode]
+    if phase not in phases:  # on the way back, or there
+        phases = (*phases[:-1], phase)
+    for word in phases:
+        passed = passed and word != phase
+        here = word == phase
+        style = _STYLES.get(Phase(word), "bold magenta") if here else "green" if passed else "dim"
+        if phase in (Phase.ROLLING_BACK, Phase.FAILED, Phase.CANCELLED) and not here:
+            style = "dim"  # how far it had come is for explain to say
+        line.append(f"{' ' if len(line) > 2 else ''}{word}", style=style)
+        line.append("" if word == phases[-1] else " ·", style="dim")
+    return line
+
+
+def frame(status: Json, scale: Scale, seconds: float) -> RenderableType:
+    """What a terminal shows at one moment, `seconds` after it began to look."""
+    parts: list[RenderableType] = []
+    if scale.title:
+        parts += [Text(scale.title, style="bold") + Text(f"  {seconds:.0f} s", style="dim"), track(status, scale.mode)]
+    grid = Table.grid(padding=(0, 1))
+    devices = {d["name"]: d for d in status.get("devices", [])}
+    sizes = {**sizes_of(status.get("pairs", []), scale.held), **scale.sizes}
+    names, share = list(devices) or list(sizes), _share(status)
+    for name in names[:DEVICE_ROWS]:
+        device = devices.get(name, {})
+        done = int(device.get("bytes", 0))
+        size = max(sizes.get(name) or share, done, 1)
+        grid.add_row(f"  {name}", _bar(done, size, "cyan"), Text(device_text(device, scale.arrow) if device else ""))
+    percent = int(status.get("progress", {}).get("percent", 0))
+    grid.add_row("  all", _bar(percent, 100, "bold magenta"), Text(total_text(status)))
+    parts.append(grid)
+    if len(names) > DEVICE_ROWS:
+        parts.append(Text(f"  and {len(names) - DEVICE_ROWS} devices more", style="dim"))
+    if scale.title:
+        parts += [Text(f"  {line}") for line in (downtime_text(status, scale), str(status.get("message", ""))) if line]
+    return Group(*parts)
+
+
+def _share(status: Json) -> int:
+    """Bytes of one device's state if all had the same: what is known where a watch began after the copy."""
+    progress = status.get("progress", {})
+    total = 100 * int(progress.get("bytes", 0)) // max(1, int(progress.get("percent", 0)))
+    return total // max(1, len(status.get("devices", [])))
+
+
+def _bar(done: int, total: int, style: str) -> ProgressBar:
+    return ProgressBar(total, done, BAR_WIDTH, complete_style=style, finished_style=style, style="grey37")
+
+
+def downtime_text(status: Json, scale: Scale) -> str:
+    """The downtime as it was, else as it is predicted, beside its limit; empty if neither is known."""
+    was, predicted = status.get("downtimeMicroseconds"), status.get("predictedDowntimeMicroseconds")
+    figures = [f"predicted {duration_text(predicted)}"] if predicted is not None else []
+    figures += [f"limit {scale.limit_milliseconds} ms"] if scale.limit_milliseconds is not None else []
+    if was is not None:
+        return f"downtime {duration_text(was)} ({', '.join(figures)})" if figures else f"downtime {duration_text(was)}"
+    if predicted is None:
+        return ""
+    within = scale.limit_milliseconds is None or predicted <= 1000 * scale.limit_milliseconds
+    return f"downtime: {', '.join(figures)}{'' if within else ': not within it yet'}"
