@@ -1,4 +1,4 @@
-"""promtool, from Debian's prometheus package, unpacked beside the machine's own software and cached."""
+"""Prometheus and promtool, from Debian's package, unpacked beside the machine's own software and cached."""
 
 import shutil
 import subprocess
@@ -8,11 +8,22 @@ from pathlib import Path
 from devtools.cache import build_once, content_key
 from devtools.kernel_apt import PrivateApt, machine_mirror, require
 
+PROGRAMS = ("prometheus", "promtool")
+
 
 def promtool() -> Path:
     """The promtool binary. Raises MissingToolError or PackageError with one line that says what is missing."""
+    return _programs() / "promtool"
+
+
+def prometheus() -> Path:
+    """The server, of the same package. Raises as `promtool` does."""
+    return _programs() / "prometheus"
+
+
+def _programs() -> Path:
     require("apt-get", "dpkg")
-    return build_once("promtool", content_key([Path(__file__)]), _unpack) / "promtool"
+    return build_once("prometheus", content_key([Path(__file__)]), _unpack)
 
 
 def _unpack(into: Path) -> None:
@@ -23,7 +34,8 @@ def _unpack(into: Path) -> None:
         apt.download(["prometheus"], work)
         (package,) = work.glob("prometheus_*.deb")
         subprocess.run(["dpkg", "-x", str(package), str(work / "root")], check=True)
-        shutil.copy(work / "root/usr/bin/promtool", into / "promtool")
+        for program in PROGRAMS:
+            shutil.copy(work / "root/usr/bin" / program, into / program)
 
 
 def check_metrics(text: str) -> str:
