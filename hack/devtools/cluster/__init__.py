@@ -1,0 +1,1 @@
+"""Clusters whose nodes run real kubelets, for end-to-end tests of what is installed by the chart."""

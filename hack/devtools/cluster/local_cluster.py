@@ -1,0 +1,53 @@
+"""A cluster of nodes on this machine, inside the sandbox: everything but the machine's kernel is its own."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from devtools.cluster.cluster import Cluster
+from devtools.cluster.local_node import LocalNode, join_network
+from devtools.cluster.node_files import API_ADDRESS, API_PORT
+from devtools.cluster.runtime import container_runtime
+from devtools.gobuild import build_program
+from devtools.images import pause_image
+from devtools.plane import Plane
+
+FIRST_NUMBER = 11
+
+
+@contextlib.contextmanager
+def local_cluster(names: Sequence[str], images: Sequence[Path]) -> Iterator[Cluster]:
+    """Control plane and nodes with these images, all nodes Ready. Raises what building its parts raises."""
+    runtime, kubelet = container_runtime(), build_program("kubelet", "kubelet")
+    archives = [pause_image(), *images]
+    with contextlib.ExitStack() as closing:
+        folder = Path(tempfile.mkdtemp(prefix="vc-", dir="/tmp"))  # unix socket paths are short
+        closing.callback(shutil.rmtree, folder, ignore_errors=True)
+        join_network()
+        plane = Plane(
+            nodes=names,
+            host=API_ADDRESS,
+            port=API_PORT,
+            apiserver_args=["--kubelet-preferred-address-types=InternalIP"],
+        )
+        nodes: dict[str, LocalNode] = {}
+        for number, name in enumerate(names, FIRST_NUMBER):
+            nodes[name] = LocalNode(number, name, folder / name, runtime, kubelet)
+            closing.callback(nodes[name].close)
+        with ThreadPoolExecutor(len(nodes)) as pool:
+            importing = [pool.submit(node.import_images, archives) for node in nodes.values()]
+            closing.enter_context(plane)
+            for done in importing:
+                done.result()
+        for node in nodes.values():
+            node.start(plane)
+        cluster = Cluster(plane, nodes, folder)
+        try:
+            cluster.nodes_ready()
+            yield cluster
+        except BaseException as error:
+            cluster.explain(error)
+            raise
