@@ -7,10 +7,10 @@ STAMP  := $(VENV)/.installed
 # make test KERNEL=0 leaves out the tests that boot guests (they need QEMU and, to install it, root).
 KERNEL ?=
 
-.PHONY: faults sequences bench-convergence bench-size demo fuzz test test-fast test-cluster test-kernel model lint format generate lock clean help
+.PHONY: $(shell grep -oE '^[a-z0-9-]+:' $(firstword $(MAKEFILE_LIST)) | tr -d :)
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 $(STAMP): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -51,11 +51,17 @@ bench-size: $(STAMP) ## one pair against 256: the decision, the status, the down
 fuzz: $(STAMP) ## a million randomized inputs for every parser and both ends of every channel (about 5 minutes)
 	@$(BIN)/python hack/fuzz.py
 
+images: $(STAMP) ## the images of operator and agent as OCI archives in dist/, without a container engine
+	@$(BIN)/python hack/images.py
+
+e2e: $(STAMP) ## the chart installed on real kubelets: nodes on this machine (as root), then guests with real VFIO devices
+	@PYTHONPATH=hack $(BIN)/python hack/end_to_end.py
+
 lint: $(STAMP) ## ruff, mypy strict, import contracts
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
-	@PYTHONPATH=api:operator:agent $(BIN)/lint-imports --no-cache | tail -n 3
+	@PYTHONPATH=api:operator:agent:cli $(BIN)/lint-imports --no-cache | tail -n 3
 
 format: $(STAMP) ## let ruff format and fix
 	@$(BIN)/ruff check --quiet --fix .
@@ -67,14 +73,32 @@ generate: $(STAMP) ## stubs from the proto, CRDs from the models, docs from the 
 	@$(BIN)/python -m vfio_api.crd crds
 	@$(BIN)/python hack/draw_states.py
 	@$(BIN)/python hack/draw_reference.py
+	@$(BIN)/python hack/draw_metrics.py
+	@PYTHONPATH=hack $(BIN)/python hack/draw_pictures.py
+	@$(BIN)/python hack/draw_dashboards.py
+	@PYTHONPATH=hack $(BIN)/python hack/draw_chart_readme.py
 
 sequences: $(STAMP) ## docs/sequences.md, drawn from real runs
 	@PYTHONPATH=hack $(BIN)/python hack/draw_sequence.py
 
-lock: $(STAMP) ## pin requirements/dev.in anew, with hashes and without index URLs
+panels: $(STAMP) ## docs/screens/*.png and the table of docs/observability.md, from a real run and a real Prometheus (a minute)
+	@VFIO_SCREENS=docs/screens VFIO_TABLE=docs/screens/panels.md $(BIN)/pytest -q tests/cluster/test_panels.py
+
+traces: $(STAMP) ## the trace in docs/tracing.md, of a real run
+	@PYTHONPATH=hack $(BIN)/python hack/draw_trace.py
+
+screens: $(STAMP) ## docs/screens.md: the plugin's output on a terminal, recorded from a real run
+	@$(BIN)/python hack/draw_screens.py
+
+docs: $(STAMP) ## the documentation as a site in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo build/site/index.html
+
+lock: $(STAMP) ## pin requirements/*.in anew, with hashes and without index URLs
 	@$(BIN)/python -m pip install --quiet pip-tools
-	@$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
-	  --strip-extras --allow-unsafe --no-header -o requirements/dev.txt requirements/dev.in
+	@for name in dev operator agent build; do \
+	  $(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host \
+	    --no-emit-find-links --strip-extras --allow-unsafe --no-header --no-annotate \
+	    -o requirements/$$name.txt requirements/$$name.in; done
 
 clean: ## the virtual environment and caches of this checkout
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,12 +20,29 @@ ROOT = Path(__file__).resolve().parents[2]
 OPERATOR = ROOT / "operator" / "vfio_operator"
 
 
-@pytest.mark.parametrize("name", ["states", "reference"])
+@pytest.mark.parametrize("name", ["states", "reference", "metrics"])
 def test_a_drawn_document_is_that_of_the_tables(name: str) -> None:
     drawn = subprocess.run(
         [sys.executable, ROOT / f"hack/draw_{name}.py", "--stdout"], capture_output=True, text=True, check=True
     ).stdout
     assert drawn == (ROOT / f"docs/{name}.md").read_text(), "run `make generate`"
+
+
+def test_the_dashboards_in_the_chart_are_those_that_are_declared(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "hack/draw_dashboards.py", tmp_path], check=True)
+    there, drawn = (
+        {path.name: path.read_text() for path in folder.iterdir()}
+        for folder in (ROOT / "charts/vfio-migration/dashboards", tmp_path)
+    )
+    assert there == drawn, "run `make generate`"
+
+
+def test_the_pictures_are_drawn_from_the_tables(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "hack/draw_pictures.py", tmp_path], check=True)
+    there, drawn = (
+        {path.name: path.read_text() for path in folder.iterdir()} for folder in (ROOT / "docs/drawings", tmp_path)
+    )
+    assert there == drawn, "run `make generate`"
 
 
 def test_links_between_documents_lead_somewhere() -> None:
