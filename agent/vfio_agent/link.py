@@ -55,7 +55,8 @@ class Link:
         self._agent, self._api, self._hello, self._token_file = agent, api, hello, token_file
         self._metrics, self._address, self._silence_seconds = metrics, address, silence_seconds
         self._token_seconds = token_seconds
-        self._writing = asyncio.Lock()
+        self._writing = asyncio.Lock()  # grpc takes one message at a time
+        self._reporting = asyncio.Lock()  # nobody says farewell between reports that were taken together
         self._leaving = self._told = False  # that this agent is to end; that the operator was told so on this stream
         self._call: Any = None  # the stream, once the operator has said Welcome on it
         self._over = asyncio.Event()
@@ -81,7 +82,7 @@ class Link:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
-                async with self._writing:
+                async with self._reporting, self._writing:
                     await self._call.done_writing()
                 await self._over.wait()
 
@@ -153,7 +154,9 @@ class Link:
                 await self._write(call, pb.AgentMessage(leaving=pb.Leaving()))
                 self._told = True
             reports = await self._agent.next_reports()
-            await self._write(call, *(pb.AgentMessage(report=wire.report_to_wire(report)) for report in reports))
+            async with self._reporting:  # a ping is answered in between
+                for report in reports:
+                    await self._write(call, pb.AgentMessage(report=wire.report_to_wire(report)))
 
     async def _show_tokens(self, call: Any, shown: str) -> None:
         """The kubelet replaces a token before its time is over; the operator looks at it for as long as it serves."""
@@ -168,10 +171,9 @@ class Link:
                 await self._write(call, pb.AgentMessage(token=token))
                 shown = token
 
-    async def _write(self, call: Any, *messages: pb.AgentMessage) -> None:
-        async with self._writing:  # grpc takes one message at a time; and nobody says farewell between these
-            for message in messages:
-                await call.write(message)
+    async def _write(self, call: Any, message: pb.AgentMessage) -> None:
+        async with self._writing:
+            await call.write(message)
 
     async def _receive(self, call: Any, address: str) -> None:
         while True:

@@ -291,12 +291,13 @@ class Session:
                     arc=f"{old.name} -> {new.name}",
                     errno=error.errno or 0,
                 ) from error
-            self._around.metrics.arc(held.address, old, new, "ok", time.perf_counter() - began)
-            self.trail.arc(name, old, new, began)
+            took = time.perf_counter() - began
             self._states[name] = new
         self.side.moved(name, old, new)
         if stream is not None:
             self.side.data_stream(name, stream)
+        self._around.metrics.arc(held.address, old, new, "ok", took)
+        self.trail.arc(name, old, new, began)
 
     def hold(self, name: str, held: Held) -> None:
         """This session drives `held` as `name` from now on; reads its state back."""

@@ -177,7 +177,5 @@ class MigrationStatus(Model):
     """How far the copy of the state has come."""
     message: Message | None = None
     """What is going on, or why it ended as it did, in one sentence for people."""
-    trace_id: Annotated[
-        Annotated[str, Field(max_length=32, pattern="^[0-9a-f]{32}$")] | None, Field(alias="traceID")
-    ] = None
+    trace_id: Annotated[TraceId | None, Field(alias="traceID")] = None
     """The OpenTelemetry trace of the migration, in hexadecimal digits; absent if it is not traced."""

@@ -177,6 +177,9 @@ class Leadership:
             if not await self._own_write(epoch):
                 self.epoch = 0
                 return False
+            # others count from when it was stored, which was before now: once more, so that it is as fresh as believed
+            self._lease.spec.renew_time = stamp
+            await self._replace()
         self.epoch, self._fresh_from = epoch, began
         return True
 

@@ -8,16 +8,19 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config import ConfigException
 
+from vfio_api.types import MigrationKey
 from vfio_operator.kube import API_ERRORS, OperatorApi, brief
 from vfio_operator.kube_lists import Lists
 from vfio_operator.remains import Remains, refusal, remains_of
 
 REFUSED, FAILED = 1, 2
+TRIES = 5
 
 
 async def uninstall(api: OperatorApi, *, force: bool) -> str:
@@ -28,14 +31,24 @@ async def uninstall(api: OperatorApi, *, force: bool) -> str:
     for key in remains.switchovers:
         await api.release_switchover(key)
     for key in remains.finished:
-        try:
-            await api.finished(key, switchover=False)
-        except ApiException as error:
-            if error.status not in (404, 409):  # gone, or the operator was faster
-                raise
+        await _let_go(api, key)
     let_go = len(remains.switchovers) + len(remains.finished)
     print(f"may be uninstalled: {len(remains.running)} migrations run, {remains.waiting} wait, {let_go} objects let go")
     return ""
+
+
+async def _let_go(api: OperatorApi, key: MigrationKey) -> None:
+    """Take our finalizer from a finished migration; somebody may change it meanwhile, or be faster."""
+    for _ in range(TRIES):
+        try:
+            return await api.finished(key, switchover=False)
+        except ApiException as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+            changed = error
+    raise changed
 
 
 async def _look(lists: Lists) -> Remains:

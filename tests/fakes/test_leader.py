@@ -81,3 +81,21 @@ def test_an_epoch_that_is_being_raised_does_not_outlast_the_release() -> None:
         assert (leases.holder, leader.leading) == ("", False)
 
     asyncio.run(story())
+
+
+def test_a_renewal_whose_answer_was_lost_is_written_again() -> None:
+    """The first one counts for others from when it was stored; this replica would count from the second attempt."""
+
+    async def story() -> None:
+        leader, leases = await _leading()
+        leases.gate.clear()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await leader._renew()
+        stored = leases.version
+        leases.gate.set()
+        assert await leader._renew()
+        assert leader.leading
+        assert leases.version == stored + 1
+
+    asyncio.run(story())
