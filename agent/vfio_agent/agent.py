@@ -294,7 +294,10 @@ class Agent:
         held = tuple(
             SessionReport(uid, role, 0, 0, failure=failure) for (uid, role), failure in self._unreadable.items()
         )
-        return held + tuple(session.report() for session in self._sessions.values())
+        return held + tuple(
+            replace(session.report(), turned_microseconds=session.turned_microseconds())
+            for session in self._sessions.values()
+        )
 
     async def next_reports(self) -> list[SessionReport]:
         """Wait until something changed; the newest report of each session that did.

@@ -68,7 +68,7 @@ class Round:
 
 
 SOURCE_FORWARD = (Goal.PREPARED, Goal.PRE_COPY, Goal.QUIESCED, Goal.STOP_COPY)
-BARRIER_B = "barrier_b"
+BARRIER_A, BARRIER_B, BARRIER_D = "barrier_a", "barrier_b", "barrier_d"
 ROLLBACK = (Goal.RUNNING_P2P, Goal.RUNNING)
 
 _QUIESCENT_TWIN = {
@@ -132,8 +132,8 @@ def _always(state: DeviceState) -> _Choice:
 WAYPOINTS: Mapping[tuple[Role, Goal], tuple[tuple[str, _Choice], ...]] = {
     (Role.SOURCE, Goal.PREPARED): (),
     (Role.SOURCE, Goal.PRE_COPY): (("pre_copy", _pre_copy),),
-    (Role.SOURCE, Goal.QUIESCED): (("barrier_a", _quiesce),),
-    (Role.SOURCE, Goal.STOP_COPY): (("barrier_a", _quiesce), (BARRIER_B, _always(DeviceState.STOP_COPY))),
+    (Role.SOURCE, Goal.QUIESCED): ((BARRIER_A, _quiesce),),
+    (Role.SOURCE, Goal.STOP_COPY): ((BARRIER_A, _quiesce), (BARRIER_B, _always(DeviceState.STOP_COPY))),
     (Role.SOURCE, Goal.RUNNING_P2P): (("rollback_quiesce", _hush), ("rollback_p2p", _running_p2p)),
     (Role.SOURCE, Goal.RUNNING): (
         ("rollback_quiesce", _hush),
@@ -144,7 +144,7 @@ WAYPOINTS: Mapping[tuple[Role, Goal], tuple[tuple[str, _Choice], ...]] = {
     (Role.TARGET, Goal.PREPARED): (("resuming", _always(DeviceState.RESUMING)),),
     (Role.TARGET, Goal.LOADED): (("load", _always(DeviceState.STOP)),),
     (Role.TARGET, Goal.RUNNING_P2P): (("barrier_c", _running_p2p),),
-    (Role.TARGET, Goal.RUNNING): (("barrier_c", _running_p2p), ("barrier_d", _always(DeviceState.RUNNING))),
+    (Role.TARGET, Goal.RUNNING): (("barrier_c", _running_p2p), (BARRIER_D, _always(DeviceState.RUNNING))),
     (Role.TARGET, Goal.RELEASED): (),
 }
 

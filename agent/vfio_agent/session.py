@@ -57,6 +57,7 @@ class Session:
         self._states: dict[str, DeviceState] = {}
         self._held: dict[str, Held] = {}
         self._timings: dict[str, int] = {}
+        self._turned: float | None = None  # time.perf_counter when a source began to stop, or a target ran again
         self._turn = asyncio.Lock()
         self.trail = Trail(around.traces, key.uid, facts.role, around.epoch)
         self.log = structlog.get_logger().bind(migration=str(key), uid=key.uid, role=facts.role.value)
@@ -258,6 +259,8 @@ class Session:
     async def move(self, planned: Round) -> None:
         """One round: all moves in parallel; every one is waited for, then the first failure is raised."""
         began = time.perf_counter()
+        if planned.step == machine.BARRIER_A and self._turned is None:
+            self._turned = began
         self.trail.enter(planned.step)
         moves = [self.blocking(partial(self.set_state, n, s)) for n, s in planned.moves]
         results = await asyncio.gather(*moves, return_exceptions=True)
@@ -265,6 +268,8 @@ class Session:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+        if planned.step == machine.BARRIER_D and planned.moves:
+            self._turned = time.perf_counter()
 
     def timed(self, step: str, began: float) -> None:
         """Note how long a step took, from `began` (time.perf_counter) until now; any thread."""
@@ -384,6 +389,10 @@ class Session:
             lost=self.facts.lost,
             attempt=self.facts.attempt,
         )
+
+    def turned_microseconds(self) -> int:
+        """How long ago the source began to stop, or the target ran again; 0 if not."""
+        return int((time.perf_counter() - self._turned) * 1e6) if self._turned is not None else 0
 
     def end(self) -> None:
         """Stop threads and forget the journal's record; the devices are what they are."""

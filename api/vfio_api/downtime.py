@@ -43,4 +43,9 @@ class DowntimeStep(Word):
         "All targets enter RUNNING.",
         "Look at the arcs of the slowest target's devices.",
     )
+    FAILOVER = (
+        "Failover",
+        "Another operator led, or none.",
+        "Look at why the leader changed: operator pods, their nodes, the Lease.",
+    )
     RESUME = ("Resume", "The workload is being resumed.", "Look at how the workload is resumed.")

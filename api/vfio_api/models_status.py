@@ -170,7 +170,8 @@ class MigrationStatus(Model):
     """How long each step took, in the order in which they happened."""
     downtime_microseconds: Count | None = None
     """How long the workload was down, in microseconds, on the operator's clock: from its pause, or the command to leave
-    RUNNING, until the last target device was reported RUNNING and it was resumed."""
+    RUNNING, until the last target device was reported RUNNING and it was resumed. If the operator changed meanwhile, by
+    what the agents say; absent if every source's agent was restarted as well."""
     predicted_downtime_microseconds: Count | None = None
     """The latest forecast of the downtime, in microseconds."""
     progress: Progress | None = None

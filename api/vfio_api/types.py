@@ -154,6 +154,8 @@ class SessionReport:
     never go forward again. link_bytes_per_second: what all streams of a source session carried together lately
     while any had something to send (0: not measured). lost: devices of a target that had loaded their state and lost it
     after Commit without having left STOP, so that the source can send it again. attempt: the last one of a command.
+    turned_microseconds: in a Hello only, for a leader that was not there: how long ago the devices of a source began to
+    stop, or all of a target's ran again (0: not yet, or not by this process).
     """
 
     migration_uid: str
@@ -169,6 +171,7 @@ class SessionReport:
     link_bytes_per_second: int = 0
     lost: tuple[str, ...] = ()
     attempt: int = 0
+    turned_microseconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,7 @@ def report_to_wire(report: SessionReport) -> pb.SessionReport:
         link_bytes_per_second=report.link_bytes_per_second,
         lost=report.lost,
         attempt=report.attempt,
+        turned_microseconds=report.turned_microseconds,
     )
     if report.failure is not None:
         f = report.failure
@@ -236,6 +237,7 @@ def report_from_wire(message: pb.SessionReport) -> SessionReport:
         link_bytes_per_second=_measured(message.link_bytes_per_second),
         lost=tuple(_name(name, "lost") for name in message.lost),
         attempt=_attempt(message),
+        turned_microseconds=_measured(message.turned_microseconds),
     )
 
 

@@ -29,12 +29,15 @@ _WITHIN = (
     ("Vote", D.LOAD),
     ("BarrierD", D.BARRIER_C),
 )
+# Less than that is between two readings of the clock.
+UNCOVERED_MICROSECONDS = 1_000
 
 
-def breakdown(steps: Mapping[str, int], agents: Mapping[str, int]) -> dict[D, int]:
+def breakdown(steps: Mapping[str, int], agents: Mapping[str, int], downtime: int) -> dict[D, int]:
     """Microseconds of every part that took any.
 
     steps: of the plan during the downtime, by name. agents: the slowest agent's time, by the part's name.
+    downtime: the whole; what no step of this leader covers passed under an earlier one, or without any.
     """
     left = dict(steps)
     parts: dict[D, int] = {}
@@ -51,4 +54,7 @@ def breakdown(steps: Mapping[str, int], agents: Mapping[str, int]) -> dict[D, in
         take(part, within)
     for step, part in _OWN.items():
         take(part, left.get(step, 0))
+    uncovered = downtime - sum(parts.values())
+    if uncovered > UNCOVERED_MICROSECONDS:
+        take(D.FAILOVER, uncovered)
     return {part: parts[part] for part in D if part in parts}

@@ -5,6 +5,7 @@ one is refused while the first one's stream lives.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -62,6 +63,12 @@ class AgentStream:
     leaving: bool = False  # it has said that it is to end
     token: str = field(default="", repr=False)  # the last that it has shown
     cancel: Callable[[], object] = lambda: None
+    began: float = field(default_factory=time.monotonic)  # when its Hello came
+
+    def turned(self, uid: str, role: Role) -> float | None:
+        """time.monotonic at which a source began to stop, or a target ran again, if it had before this stream."""
+        ago = next((s.turned_microseconds for s in self.hello.sessions if (s.migration_uid, s.role) == (uid, role)), 0)
+        return self.began - ago / 1e6 if ago else None
 
 
 class Agents:

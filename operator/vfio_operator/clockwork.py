@@ -84,10 +84,13 @@ class Clockwork:
             self._converge_began = moment
         if planned.step in DOWN and self._down_began is None:
             self._down_began = moment
+        if stopped := _turned(observed, Role.SOURCE):  # before this leader was there, or before an agent came back
+            self._down_began = min(stopped) if self._down_began is None else min(self._down_began, *stopped)
         committed = observed.switchover.decision is Outcome.COMMIT
         if committed and planned.step not in STARTING and self._down_began is not None and self._downtime is None:
-            self._downtime = int((moment - self._down_began) * 1e6)
-            self._tell_downtime(self._downtime, observed)
+            ended = _ran_again(observed, moment)
+            self._downtime = int((ended - self._down_began) * 1e6)
+            self._tell_downtime(self._downtime, observed, seen=ended == moment)
         self._step, self._step_began, self._step_start = planned.step, moment, now()
         self._awaited = _awaited(planned.step, observed)
         self._metrics.underway.at(self._uid, planned.phase, planned.step)
@@ -101,13 +104,13 @@ class Clockwork:
         if self._step in BARRIERS:
             self._metrics.barrier(self._step, seconds, next(iter(self._awaited), ""))
 
-    def _tell_downtime(self, microseconds: int, observed: Observed) -> None:
-        """Of what the workload was down for; after it runs again."""
+    def _tell_downtime(self, microseconds: int, observed: Observed, *, seen: bool) -> None:
+        """Of what the workload was down for; after it runs again. seen: its end was under this leader."""
         began = next((i for i, timing in enumerate(self._timings) if timing.step in DOWN), 0)
         steps: dict[str, int] = {}
-        for timing in self._timings[began:]:
+        for timing in self._timings[began:] if seen else ():
             steps[timing.step] = steps.get(timing.step, 0) + timing.microseconds
-        parts = breakdown(steps, self._slowest(observed))
+        parts = breakdown(steps, self._slowest(observed), microseconds)
         predicted = self._forecast.total if self._forecast is not None else self._earlier
         self._metrics.measured_downtime(microseconds / 1e6, self._uid, parts, predicted)
 
@@ -125,6 +128,11 @@ class Clockwork:
     def converge_expired(self, limit_seconds: float) -> bool:
         """Whether pre-copy has lasted its limit."""
         return self._converge_began is not None and time.monotonic() - self._converge_began > limit_seconds
+
+    @property
+    def down_began(self) -> float | None:
+        """time.monotonic at which the sources began to stop; None if they have not, or nobody knows."""
+        return self._down_began
 
     @property
     def lingered(self) -> bool:
@@ -167,6 +175,17 @@ class Clockwork:
     def close(self) -> None:
         """The migration's task has ended, in whatever way."""
         self._metrics.underway.gone(self._uid)
+
+
+def _turned(observed: Observed, role: Role) -> list[float]:
+    """When the agents of a side began to stop, or ran again, of those that had before they connected."""
+    return [p.turned for p in observed.side(role) if p.turned is not None]
+
+
+def _ran_again(observed: Observed, moment: float) -> float:
+    """When all targets ran again: `moment`, at which it is seen, unless all did before this leader was there."""
+    ran = _turned(observed, Role.TARGET)
+    return min(moment, max(ran)) if len(ran) == len(observed.side(Role.TARGET)) else moment
 
 
 def _awaited(step: str, observed: Observed) -> tuple[str, ...]:

@@ -312,6 +312,7 @@ class MigrationTask:
                         commanded=_delivered(sent.get((node, role)), stream),
                         data_address=stream.hello.data_address if stream else "",
                         report=agents.report(node, self.key.uid, role),
+                        turned=stream.turned(self.key.uid, role) if stream else None,
                     )
                 )
         return tuple(found)
@@ -419,7 +420,8 @@ class MigrationTask:
             return
         await self._publisher.finished(observed, planned, finish, measured)
         self._clockwork.finished(observed, finish)
-        self._trail.finished(observed, finish, measured.downtime_microseconds, inherited=self._memory.inherited)
+        down = measured.downtime_microseconds, self._clockwork.down_began
+        self._trail.finished(observed, finish, *down, inherited=self._memory.inherited)
         if finish.phase is Phase.SUCCEEDED:
             self._context.history.succeeded(observed)
         self._context.agents.forget(self.key.uid)

@@ -129,7 +129,10 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """One agent's part. commanded: a command may have reached it, so it may hold something."""
+    """One agent's part. commanded: a command may have reached it, so it may hold something.
+
+    turned: time.monotonic at which a source began to stop, or a target ran again, if it had before its stream.
+    """
 
     node: str
     role: Role
@@ -137,6 +140,7 @@ class Participant:
     commanded: bool = False
     data_address: str = ""
     report: SessionReport | None = None
+    turned: float | None = None
 
     @property
     def touched(self) -> bool:

@@ -35,7 +35,6 @@ MAX_SPANS = 4096  # kept at once; what is more is counted and lost
 # Entering one of these, the devices run, and what was recorded is handed over.
 CALM = (Phase.PREPARING, Phase.PRE_COPY)
 ENDS = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
-DOWN = ("BarrierA", "BarrierB")
 
 
 @dataclass(slots=True)
@@ -74,7 +73,6 @@ class Trail:
         self._step: _Open | None = None
         self._seen: dict[Phase, int] = {}
         self._told: dict[tuple[str, Role], _Told] = {}
-        self._down_began: float | None = None
 
     @property
     def trace_id(self) -> str:
@@ -92,8 +90,6 @@ class Trail:
         self._close_step(moment)
         if self._phase is None or self._phase.name != planned.phase.value:
             self._enter(planned.phase, moment)
-        if planned.step in DOWN and self._down_began is None:
-            self._down_began = moment
         self._number += 1
         parent = self._phase.identity if self._phase is not None else ROOT
         # the beginning is part of it: a task that is started again for the same epoch counts anew
@@ -115,8 +111,10 @@ class Trail:
             identity = (*self._here(), what, len(self._spans))
             self._add(identity, self._here(), what, began, time.perf_counter(), kind=SpanKind.CLIENT, error=error)
 
-    def finished(self, observed: Observed, finish: Finish, downtime: int | None, *, inherited: bool) -> None:
-        """The migration has ended. downtime: microseconds, None if there was none or another leader saw it begin.
+    def finished(
+        self, observed: Observed, finish: Finish, downtime: int | None, began: float | None, *, inherited: bool
+    ) -> None:
+        """The migration has ended. downtime: microseconds, None if there was none; from `began` (time.monotonic) on.
 
         inherited: an earlier leader had it first, so its beginning is known from the API server only.
         """
@@ -124,8 +122,8 @@ class Trail:
             return
         moment = time.perf_counter()
         self._close(moment, "it was not answered")
-        if downtime is not None and self._down_began is not None:
-            self._add(("downtime",), ROOT, "downtime", self._down_began, self._down_began + downtime / 1e6)
+        if downtime is not None and began is not None:
+            self._add(("downtime",), ROOT, "downtime", began, began + downtime / 1e6)
         failure = finish.failure
         attributes: dict[str, str | int | bool] = {
             "k8s.namespace.name": self._key.namespace,

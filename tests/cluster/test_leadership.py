@@ -106,6 +106,9 @@ def test_a_leader_that_was_stopped_past_its_lease_changes_nothing_when_it_wakes(
         found = world.finished(name, 120)
         assert found["status"]["phase"] == ("Succeeded" if moment == "BarrierB" else "Failed"), found["status"]
         assert found["status"]["decision"]["by"] == (f"operator-{number}" if moment == "BarrierB" else first.name)
+        if moment == "BarrierB":
+            # the arc that lasts 12 s is within it, and began under the first
+            assert found["status"]["downtimeMicroseconds"] > 12_000_000
         assert "leadership lost" in first.text()
         assert _changed(audit_folder, _token_id(world, first.name), woken) == []
         assert _changed(audit_folder, _token_id(world, world.operator.name), woken)

@@ -45,6 +45,8 @@ def test_a_whole_migration(nodes: tuple[Node, Node]) -> None:
             b"marker 0",
             b"marker 1",
         ]
+        stopped, ran = (side.agent.reports()[0].turned_microseconds for side in (operator.source, operator.target))
+        assert stopped > ran > 0, "an earlier leader's downtime is known to the next one"
         registers = [operator.target.device(f"sim{n}").read_registers(0, 12) for n in range(COUNT)]
         assert registers == [b"\0\0\0\0set up 0", b"\0\0\0\0set up 1"]
         released = await operator.tell(SOURCE, Goal.RELEASED)
@@ -66,6 +68,7 @@ def test_a_whole_migration(nodes: tuple[Node, Node]) -> None:
 def test_the_bytes_that_were_sent_are_the_bytes_that_were_loaded(nodes: tuple[Node, Node]) -> None:
     async def scene(operator: Operator) -> None:
         await operator.until_voted()
+        assert operator.target.agent.reports()[0].turned_microseconds == 0, "it does not run yet"
         sent, loaded = (operator.agent(role).reports[role].devices for role in (SOURCE, TARGET))
         assert [d.transferred_bytes for d in sent] == [d.transferred_bytes for d in loaded]
         assert all(d.transferred_bytes > 200_000 for d in sent)

@@ -1,5 +1,8 @@
 """What the operator knows of its agents."""
 
+import time
+from dataclasses import replace
+
 import pytest
 
 from vfio_api.types import AgentHello, Goal, Role, SessionReport
@@ -58,3 +61,15 @@ def test_sessions_that_ended_do_not_pile_up_over_connections() -> None:
     assert sum(known.report("a", f"u{n}", Role.SOURCE) is not None for n in range(4 * MAX_SESSIONS)) == MAX_SESSIONS
     known.add("a", "pod-a", AgentHello(2, "test", "boot", "instance-a", "127.0.0.1:1", 0, ()))
     assert known.report("a", f"u{4 * MAX_SESSIONS - 1}", Role.SOURCE) is not None, "the end of a session is remembered"
+
+
+def test_when_a_session_turned_is_told_on_this_processs_clock() -> None:
+    known = agents()
+    before = time.monotonic()
+    sessions = (replace(session(1, Goal.RUNNING), turned_microseconds=5_000_000), session(2, Goal.RUNNING))
+    stream = known.add("a", "pod-a", AgentHello(2, "test", "boot", "instance-a", "127.0.0.1:1", 0, sessions))
+    turned = stream.turned("u1", Role.SOURCE)
+    assert turned is not None
+    assert before - 5 <= turned <= time.monotonic() - 5
+    assert stream.turned("u2", Role.SOURCE) is None
+    assert stream.turned("u1", Role.TARGET) is None

@@ -1,5 +1,6 @@
 """What the operator's clock tells of a switchover: who was waited for, what it was made of, and how it compares."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from vfio_api.models_status import Phase
 from vfio_api.types import Goal, MigrationKey, Outcome, Role, SessionReport, Timing
 from vfio_operator.actions import Plan
 from vfio_operator.clockwork import Clockwork
+from vfio_operator.execute import Memory
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import Observed, Participant, Switchover, Wish
 
@@ -92,3 +94,44 @@ def test_no_participant_was_waited_for_when_there_is_none() -> None:
     assert value(metrics, "vfio_migration_barrier_wait_seconds_count", barrier="BarrierD") == 1
     samples = [s for f in metrics.registry.collect() for s in f.samples if "barrier_slowest" in s.name]
     assert samples == []
+
+
+def turned(seen: Observed, **at: float) -> Observed:
+    """The agents said in their Hello when they began to stop, or ran again."""
+    return replace(seen, participants=tuple(replace(p, turned=at.get(p.node)) for p in seen.participants))
+
+
+def downtime(clock: Clockwork, seen: Observed) -> int | None:
+    return clock.measured(Memory({}), seen).downtime_microseconds
+
+
+def test_a_leader_that_comes_within_the_downtime_measures_it_from_what_agents_say() -> None:
+    metrics = OperatorMetrics("1")
+    clock = Clockwork(metrics, "u")
+    stopped = time.monotonic() - 7
+    seen = turned(observed(committed=True), a=stopped + 0.5, b=stopped)
+    go(clock, "BarrierC", seen, Phase.STARTING)
+    go(clock, "BarrierD", seen, Phase.STARTING)
+    assert downtime(clock, seen) is None
+    go(clock, "ReleaseSources", seen, Phase.STARTING)
+    found = downtime(clock, seen)
+    assert found is not None
+    assert 7e6 <= found <= (time.monotonic() - stopped) * 1e6
+    assert value(metrics, "vfio_migration_downtime_step_seconds_sum", step="Failover") == pytest.approx(7, abs=0.5)
+
+
+def test_a_leader_that_comes_after_the_downtime_measures_it_from_what_agents_say() -> None:
+    metrics = OperatorMetrics("1")
+    clock = Clockwork(metrics, "u")
+    stopped = time.monotonic() - 60
+    seen = turned(observed(committed=True), a=stopped, b=stopped + 1, c=stopped + 2)
+    go(clock, "ReleaseSources", seen, Phase.STARTING)
+    assert downtime(clock, seen) == pytest.approx(2e6, abs=1)
+    assert value(metrics, "vfio_migration_downtime_step_seconds_sum", step="Failover") == pytest.approx(2, abs=1e-5)
+
+
+def test_nobody_knows_when_the_downtime_began_if_all_agents_began_anew() -> None:
+    clock = Clockwork(OperatorMetrics("1"), "u")
+    for step in ("BarrierD", "ReleaseSources"):
+        go(clock, step, observed(committed=True), Phase.STARTING)
+    assert downtime(clock, observed(committed=True)) is None

@@ -285,7 +285,7 @@ def test_steps_are_in_phases_in_the_migration() -> None:
     trail = operator_trail(kept)
     handed = drive(trail, kept)
     assert handed == [1, 2, 2, 2, 2, 2, 2], "nothing is handed over from the switchover on"
-    trail.finished(OBSERVED, Finish(Phase.SUCCEEDED), 5000, inherited=False)
+    trail.finished(OBSERVED, Finish(Phase.SUCCEEDED), 5000, time.monotonic() - 1, inherited=False)
     trail.stop()
 
     root = kept.named("migration default/moves")
@@ -313,7 +313,7 @@ def test_two_leaders_have_one_trace_and_one_root() -> None:
     first.stop()
     second = operator_trail(kept, 4)
     second.follow(Plan("Claim", Phase.PREPARING, (), ""), OBSERVED)
-    second.finished(OBSERVED, Finish(Phase.SUCCEEDED), None, inherited=True)
+    second.finished(OBSERVED, Finish(Phase.SUCCEEDED), None, None, inherited=True)
     assert [span.identity for span in kept.spans].count(ROOT) == 1
     assert {span.identity for span in kept.spans} >= {phase_identity(3, "Preparing"), phase_identity(4, "Preparing")}
     root = kept.named("migration default/moves")
@@ -334,7 +334,7 @@ def test_a_phase_that_is_entered_again_is_another_span() -> None:
 def test_without_a_sink_nothing_is_recorded(kept: Kept | None) -> None:
     trail = operator_trail(kept)
     drive(trail, Kept())
-    trail.finished(OBSERVED, Finish(Phase.SUCCEEDED), 5000, inherited=False)
+    trail.finished(OBSERVED, Finish(Phase.SUCCEEDED), 5000, time.monotonic() - 1, inherited=False)
     trail.stop()
     assert trail.trace_id == ""
     source_session(AgentTrail(kept, UID, Role.SOURCE, lambda: 3))

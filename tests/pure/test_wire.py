@@ -309,6 +309,7 @@ def largest_hello(devices: int = wire.MAX_NODE_DEVICES) -> pb.Hello:
                 measured,
                 tuple(name(d) for d in own),
                 wire.MAX_ATTEMPT,
+                measured,
             )
         )
     said = AgentHello(2, name(), name(), name(), name(), most, tuple(reports))

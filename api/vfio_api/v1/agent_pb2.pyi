@@ -131,7 +131,7 @@ class Peer(_message.Message):
     def __init__(self, node: _Optional[str] = ..., data_address: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class SessionReport(_message.Message):
-    __slots__ = ("migration_uid", "role", "epoch", "sequence", "reached", "backward", "certificate", "devices", "failure", "timings", "link_bytes_per_second", "lost", "attempt")
+    __slots__ = ("migration_uid", "role", "epoch", "sequence", "reached", "backward", "certificate", "devices", "failure", "timings", "link_bytes_per_second", "lost", "attempt", "turned_microseconds")
     MIGRATION_UID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,7 @@ class SessionReport(_message.Message):
     LINK_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TURNED_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
     migration_uid: str
     role: str
     epoch: int
@@ -158,7 +159,8 @@ class SessionReport(_message.Message):
     link_bytes_per_second: int
     lost: _containers.RepeatedScalarFieldContainer[str]
     attempt: int
-    def __init__(self, migration_uid: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., reached: _Optional[str] = ..., backward: _Optional[bool] = ..., certificate: _Optional[bytes] = ..., devices: _Optional[_Iterable[_Union[DeviceReport, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ..., link_bytes_per_second: _Optional[int] = ..., lost: _Optional[_Iterable[str]] = ..., attempt: _Optional[int] = ...) -> None: ...
+    turned_microseconds: int
+    def __init__(self, migration_uid: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., reached: _Optional[str] = ..., backward: _Optional[bool] = ..., certificate: _Optional[bytes] = ..., devices: _Optional[_Iterable[_Union[DeviceReport, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ..., link_bytes_per_second: _Optional[int] = ..., lost: _Optional[_Iterable[str]] = ..., attempt: _Optional[int] = ..., turned_microseconds: _Optional[int] = ...) -> None: ...
 
 class DeviceReport(_message.Message):
     __slots__ = ("name", "address", "state", "flags", "stop_copy_bytes", "initial_bytes", "dirty_bytes", "transferred_bytes", "bytes_per_second", "initial_acknowledged", "drained", "size_unknown")
