@@ -53,6 +53,7 @@ class Leadership:
         self._fresh_from = 0.0  # when the last write that took or renewed the Lease was begun
         self._heard = 0.0  # when the API server last told of the Lease
         self.epoch = 0
+        self._taking = False  # the write that takes the Lease is under way, or nobody knows what came of it
         self._ended = False  # by `release`: whatever was under way then makes it lead no more
         self.written: Callable[[int], None] = lambda _microseconds: None  # told how long each write of the Lease took
 
@@ -105,7 +106,7 @@ class Leadership:
 
     async def release(self) -> None:
         """On a clean exit: let the next replica lead at once. Best effort."""
-        if not self.leading:
+        if not (self.leading or self._taking):
             return
         self._ended, self.epoch = True, 0
         try:
@@ -115,7 +116,7 @@ class Leadership:
                 except ApiException as error:
                     if error.status != HTTPStatus.CONFLICT:
                         raise
-                    # a renewal was under way when this replica was told to end: what came of it is not known here
+                    # a write was under way when this replica was told to end: what came of it is not known here
                     self._lease = await self._leases.read_namespaced_lease(LEASE_NAME, self._namespace)
                     if self._lease.spec.holder_identity == self._identity:
                         await self._give_back()
@@ -147,7 +148,10 @@ class Leadership:
                 return False
         self._lease = lease
         async with self._writing:
-            return await self._write(int((lease.metadata.annotations or {}).get(EPOCH_ANNOTATION, "0")) + 1)
+            self._taking = True
+            taken = await self._write(int((lease.metadata.annotations or {}).get(EPOCH_ANNOTATION, "0")) + 1)
+            self._taking = False
+            return taken
 
     async def _renew(self) -> bool:
         async with self._writing:

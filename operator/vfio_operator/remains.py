@@ -14,13 +14,13 @@ NAMED = 20  # migrations that a message names
 class Remains:
     """Migrations that hold something (with their phases), finished ones with our finalizer, and switchovers likewise.
 
-    waiting: how many have not begun. switchovers are named by their migrations' keys.
+    waiting: those that have not begun. switchovers are named by their migrations' keys.
     """
 
     running: tuple[tuple[MigrationKey, str], ...]
     finished: tuple[MigrationKey, ...]
     switchovers: tuple[MigrationKey, ...]
-    waiting: int
+    waiting: tuple[MigrationKey, ...]
 
 
 def remains_of(migrations: Iterable[observe.Body], switchovers: Iterable[observe.Body]) -> Remains:
@@ -32,14 +32,15 @@ def remains_of(migrations: Iterable[observe.Body], switchovers: Iterable[observe
     """
     running: list[tuple[MigrationKey, str]] = []
     finished: list[MigrationKey] = []
-    waiting = 0
+    waiting: list[MigrationKey] = []
     ended: set[str] = set()
     for body in migrations:
         key = observe.key_of(body)
         if observe.is_finished(body):
             ended.add(key.uid)
         if not observe.has_finalizer(body):
-            waiting += not observe.is_finished(body)
+            if not observe.is_finished(body):
+                waiting.append(key)
         elif observe.is_finished(body):
             finished.append(key)
         else:
@@ -52,7 +53,20 @@ def remains_of(migrations: Iterable[observe.Body], switchovers: Iterable[observe
     ]
     left = [key for key in kept if key.uid in ended]
     running += [(key, "gone, and its switchover is there") for key in kept if key.uid not in known | ended]
-    return Remains(tuple(running), tuple(finished), tuple(left), waiting)
+    return Remains(tuple(running), tuple(finished), tuple(left), tuple(waiting))
+
+
+def summary(remains: Remains) -> str:
+    """That it may be uninstalled, and what becomes of what is there; lines for people."""
+    running, waiting = len(remains.running), len(remains.waiting)
+    let_go = len(remains.switchovers) + len(remains.finished)
+    lines = [f"may be uninstalled: {running} migrations run, {waiting} wait, {let_go} objects let go"]
+    if waiting:
+        lines.append("These wait for the next operator, and begin when it comes (delete them if they must not):")
+        lines += [f"  VFIOMigration {key}" for key in remains.waiting[:NAMED]]
+    if waiting > NAMED:
+        lines.append(f"  and {waiting - NAMED} more: kubectl get vfm --all-namespaces")
+    return "\n".join(lines)
 
 
 def refusal(running: Sequence[tuple[MigrationKey, str]]) -> str:

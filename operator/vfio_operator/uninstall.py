@@ -17,7 +17,7 @@ from kubernetes.aio.config import ConfigException
 from vfio_api.types import MigrationKey
 from vfio_operator.kube import API_ERRORS, OperatorApi, brief
 from vfio_operator.kube_lists import Lists
-from vfio_operator.remains import Remains, refusal, remains_of
+from vfio_operator.remains import Remains, refusal, remains_of, summary
 
 REFUSED, FAILED = 1, 2
 TRIES = 5
@@ -32,8 +32,7 @@ async def uninstall(api: OperatorApi, *, force: bool) -> str:
         await api.release_switchover(key)
     for key in remains.finished:
         await _let_go(api, key)
-    let_go = len(remains.switchovers) + len(remains.finished)
-    print(f"may be uninstalled: {len(remains.running)} migrations run, {remains.waiting} wait, {let_go} objects let go")
+    print(summary(remains))
     return ""
 
 

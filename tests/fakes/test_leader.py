@@ -1,6 +1,7 @@
 """What a replica believes of its Lease while it gives it back: nothing that is under way then makes it lead again."""
 
 import asyncio
+import contextlib
 import copy
 from typing import Any
 
@@ -38,10 +39,15 @@ class Leases:
         return str(self.lease.spec.holder_identity or "")
 
 
-async def _leading() -> tuple[Leadership, Leases]:
+def _replica() -> tuple[Leadership, Leases]:
     leases = Leases()
     made = Leadership(None, "ns", "me", "10.0.0.1:1", lease_seconds=60, renew_deadline_seconds=40, retry_seconds=5)
     made._leases = leases
+    return made, leases
+
+
+async def _leading() -> tuple[Leadership, Leases]:
+    made, leases = _replica()
     elected = asyncio.Event()
 
     async def lead() -> None:
@@ -97,5 +103,26 @@ def test_a_renewal_whose_answer_was_lost_is_written_again() -> None:
         assert await leader._renew()
         assert leader.leading
         assert leases.version == stored + 1
+
+    asyncio.run(story())
+
+
+def test_who_ends_while_it_takes_the_lease_gives_it_back() -> None:
+    async def story() -> None:
+        leader, leases = _replica()
+        leases.gate.clear()
+
+        async def lead() -> None:
+            raise AssertionError("it has not heard that it leads")
+
+        taking = asyncio.create_task(leader.run(lead))
+        while leases.holder != "me":  # noqa: ASYNC110 - the fake's own turn
+            await asyncio.sleep(0)
+        taking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await taking
+        leases.gate.set()
+        await leader.release()
+        assert (leases.holder, leader.leading) == ("", False)
 
     asyncio.run(story())

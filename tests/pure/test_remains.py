@@ -4,7 +4,7 @@ from typing import Any
 
 from vfio_api.names import FINALIZER
 from vfio_api.types import MigrationKey
-from vfio_operator.remains import NAMED, refusal, remains_of
+from vfio_operator.remains import NAMED, refusal, remains_of, summary
 
 Json = dict[str, Any]
 
@@ -47,7 +47,12 @@ def test_only_what_has_begun_and_not_finished_runs() -> None:
     )
     assert found.running == ((_key("runs"), "PreCopy"), (_key("begins"), "Pending"))
     assert found.finished == (_key("left"),)
-    assert found.waiting == 1
+    assert found.waiting == (_key("new"),)
+    assert summary(found).splitlines() == [
+        "may be uninstalled: 2 migrations run, 1 wait, 1 objects let go",
+        "These wait for the next operator, and begin when it comes (delete them if they must not):",
+        "  VFIOMigration team/new",
+    ]
 
 
 def test_a_switchover_is_needed_as_long_as_its_migration_runs() -> None:
