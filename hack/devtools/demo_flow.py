@@ -5,9 +5,10 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ EXPECTED = (
     subprocess.CalledProcessError,
 )
 NAME, NAMESPACE = "demo", "default"
-MIGRATION_SECONDS = 120.0
+MIGRATION_SECONDS, INVENTORY_SECONDS, POLL_SECONDS = 120.0, 30.0, 0.1
 TAIL_LINES, TAIL_COLUMNS = 8, 240
 WORSE = ("warning", "error", "critical", "exception")
 Json = dict[str, Any]
@@ -53,6 +54,8 @@ def run(scene: Scene, view: View, *, keep: bool = False) -> int:
         scene.start(steps)
     view.line(f"   ready after {time.monotonic() - began:.1f} s", "dim")
     body = _migrate(scene, view)
+    if condition(body, "Succeeded") == "True":
+        _settle(scene, body)
     _results(scene, view)
     _timeline(view, body)
     good = _verdict(scene, view, body)
@@ -60,7 +63,7 @@ def run(scene: Scene, view: View, *, keep: bool = False) -> int:
     if not good:
         tell_logs(scene.logs(), view)
     if keep:
-        _keep(scene, view)
+        _keep(scene, view, body)
     return 0 if good else 1
 
 
@@ -76,6 +79,30 @@ def _migrate(scene: Scene, view: View) -> Json:
             if condition(body, "Finished") == "True":
                 return body
     raise AssertionError("a watch ends with an error, or is left")
+
+
+def settled(body: Json, devices: Iterable[Json]) -> bool:
+    """Whether the VFIODevices show what a migration that succeeded left behind.
+
+    The agents publish it by themselves, a moment after the migration is Finished: no holder at its sources, the keeper
+    at its targets, no claim.
+    """
+    found = {(d["spec"]["nodeName"], d["spec"]["address"]): d for d in devices}
+    for pair in body["spec"]["devices"]:
+        for end, holder in (("source", ""), ("target", "keeper")):
+            device = found.get((pair[end]["nodeName"], pair[end]["device"]), {})
+            if device.get("status", {}).get("holder") != holder or device["spec"].get("claimRef"):
+                return False
+    return True
+
+
+def _settle(scene: Scene, body: Json) -> None:
+    """Wait for that. Raises TimeoutError."""
+    deadline = time.monotonic() + INVENTORY_SECONDS
+    while not settled(body, json.loads(scene.plane.kubectl("get", "vfd", "-o", "json"))["items"]):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"`kubectl get vfd` does not show what {NAME} left after {INVENTORY_SECONDS:g} s")
+        time.sleep(POLL_SECONDS)
 
 
 def _results(scene: Scene, view: View) -> None:
@@ -153,13 +180,26 @@ def _verdict(scene: Scene, view: View, body: Json) -> bool:
     return all(finding.good for finding in findings)
 
 
-def _keep(scene: Scene, view: View) -> None:
+def hints(body: Json, kubeconfig: Path, programs: Sequence[Path], metrics: Mapping[str, int]) -> list[str]:
+    """What to type into another terminal after a migration; `programs` are in the folders that its PATH needs."""
+    folders = dict.fromkeys(str(program.parent) for program in programs)
+    source, target = (body["spec"]["devices"][0][end]["nodeName"] for end in ("source", "target"))
+    return [
+        f"export KUBECONFIG={kubeconfig}",
+        f"export PATH={':'.join(folders)}:$PATH",
+        f"kubectl vfio timeline {NAME}",
+        "kubectl vfio devices",
+        f"kubectl vfio migrate back --from-node {target} --to-node {source} --watch",
+        "kubectl vfio doctor   # it also looks for the chart's Deployment and DaemonSets: these fail here, as expected",
+        *(f"curl http://127.0.0.1:{port}/metrics   # {who}" for who, port in sorted(metrics.items())),
+    ]
+
+
+def _keep(scene: Scene, view: View, body: Json) -> None:
     """Leave the cluster running until the user has seen enough."""
     view.heading("The cluster runs on until Ctrl-C. In another terminal:")
-    view.line(f"  export KUBECONFIG={scene.plane.kubeconfig}")
-    view.line(f"  alias kubectl={kubectl()}")
-    for who, port in scene.metrics().items():
-        view.line(f"  curl http://127.0.0.1:{port}/metrics   # {who}")
+    for line in hints(body, scene.plane.kubeconfig, [Path(sys.executable), kubectl()], scene.metrics()):
+        view.line(f"  {line}")
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
     view.line()

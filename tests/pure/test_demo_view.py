@@ -3,13 +3,14 @@
 import io
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devtools.demo_flow import _conditions, _log_line, _section
+from devtools.demo_flow import _conditions, _log_line, _section, hints, settled
 from devtools.demo_kernel import barrier_finding
 from devtools.demo_scene import p2p_findings
 from devtools.demo_view import Steps
@@ -275,3 +276,48 @@ def test_conditions_are_unknown_until_they_are_there():
 )
 def test_log_lines_for_people(line, bad, text):
     assert _log_line(line) == (bad, text)
+
+
+MOVED = {
+    "spec": {
+        "devices": [
+            {
+                "name": "gpu0",
+                "source": {"nodeName": "node-a", "device": "sim0"},
+                "target": {"nodeName": "node-b", "device": "sim1"},
+            }
+        ]
+    }
+}
+
+
+def published(node: str, address: str, holder: str, **spec: Any) -> dict[str, Any]:
+    return {"spec": {"nodeName": node, "address": address, **spec}, "status": {"holder": holder}}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "claim", "good"),
+    [
+        ("", "keeper", {}, True),
+        ("", "migration default/demo", {}, False),
+        ("workload demo", "keeper", {}, False),
+        ("", "keeper", {"claimRef": {"name": "demo"}}, False),
+    ],
+)
+def test_the_devices_are_shown_when_the_inventory_has_settled(source, target, claim, good):
+    bystander = published("node-a", "sim9", "workload other")
+    devices = [published("node-a", "sim0", source), published("node-b", "sim1", target, **claim), bystander]
+    assert settled(MOVED, devices) == good
+
+
+def test_devices_that_are_not_published_are_not_settled():
+    assert not settled(MOVED, [])
+    assert not settled(MOVED, [{"spec": {"nodeName": "node-a", "address": "sim0"}}, published("b", "sim1", "keeper")])
+
+
+def test_what_to_try_on_a_demo_that_is_kept():
+    lines = hints(MOVED, Path("/k/config"), [Path("/v/bin/python"), Path("/v/bin/kubectl"), Path("/c/helm")], {"b": 2})
+    assert lines[:2] == ["export KUBECONFIG=/k/config", "export PATH=/v/bin:/c:$PATH"]
+    assert sum(line.startswith("kubectl vfio ") for line in lines) >= 3
+    assert "kubectl vfio migrate back --from-node node-b --to-node node-a --watch" in lines
+    assert lines[-1] == "curl http://127.0.0.1:2/metrics   # b"
