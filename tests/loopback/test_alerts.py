@@ -247,28 +247,82 @@ def rendered(*flags: str) -> list[Rule]:
 
 
 API = "--api-versions=monitoring.coreos.com/v1"
+BASE = "https://docs.test/r"
+# where the pages are, for each suffix: one of an alert, and the list of them
+SUFFIXES = {
+    ".md": ("/{}.md", "/README.md"),
+    ".html": ("/{}.html", "/index.html"),
+    "/": ("/{}/", "/"),
+    "": ("/{}", "/"),
+}
+
+
+def led(link: str, suffix: str) -> str:
+    """Where a link to a file of docs/runbooks leads."""
+    page, first = SUFFIXES[suffix]
+    stem = link.removeprefix("docs/runbooks/").removesuffix(".md")
+    return BASE + (first if stem == "README" else page.format(stem))
+
+
+def alerts(*flags: str) -> Rule:
+    """The chart's PrometheusRule."""
+    (rule,) = (each for each in rendered(API, *flags) if each["kind"] == "PrometheusRule")
+    return rule
+
+
+def dashboards(*flags: str) -> dict[str, Any]:
+    """The chart's dashboards, by file."""
+    found = [each for each in rendered(*flags) if each["metadata"]["labels"].get("grafana_dashboard") == "1"]
+    assert {each["metadata"]["annotations"]["grafana_folder"] for each in found} == {"VFIO migration"}
+    return {name: json.loads(text) for each in found for name, text in each["data"].items()}
+
+
+def linking(board: Any) -> list[Any]:
+    """What of a dashboard's file has links: itself, and its panels."""
+    return [board, *(panel for panel in board["panels"] if "links" in panel)]
+
+
+def files() -> dict[str, Any]:
+    """The dashboards as they are in the repository."""
+    return {path.name: json.loads(path.read_text()) for path in (ROOT / "charts/vfio-migration/dashboards").iterdir()}
 
 
 def test_the_chart_has_the_alerts_where_there_is_an_operator_for_them() -> None:
-    (rule,) = (
-        each
-        for each in rendered(API, "--set=monitoring.runbooks=https://docs.test/r", "--set=monitoring.labels.release=p")
-        if each["kind"] == "PrometheusRule"
-    )
+    rule = alerts("--set=monitoring.labels.release=p")
     assert rule["metadata"]["labels"]["release"] == "p"
-    told = yaml.safe_dump(rule["spec"]["groups"]).replace("https://docs.test/r/", "docs/runbooks/")
-    assert yaml.safe_load(told) == groups()
-    assert "docs/runbooks" not in str(rule)
     for flags in ((), (API, "--set=monitoring.rules=false"), (API, "--set=monitoring.enabled=false")):
         assert not [each for each in rendered(*flags) if each["kind"] == "PrometheusRule"]
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_chart_links_to_where_the_runbooks_can_be_read(suffix: str) -> None:
+    """All else is as in the files."""
+    flags = [f"--set=monitoring.runbooks={BASE},monitoring.runbooksSuffix={suffix}"]
+    expected = groups()
+    for rule in (rule for group in expected for rule in group["rules"] if "alert" in rule):
+        rule["annotations"]["runbook_url"] = led(rule["annotations"]["runbook_url"], suffix)
+    assert alerts(*flags)["spec"]["groups"] == expected
+    boards = files()
+    for link in (link for board in boards.values() for each in linking(board) for link in each["links"]):
+        if link.get("url"):
+            link["url"] = led(link["url"], suffix)
+    assert dashboards(*flags) == boards
+
+
+def test_where_they_can_be_read_nowhere_the_chart_links_to_none() -> None:
+    expected = groups()
+    for rule in (rule for group in expected for rule in group["rules"] if "alert" in rule):
+        del rule["annotations"]["runbook_url"]
+    assert alerts()["spec"]["groups"] == expected
+    boards = files()
+    for each in (each for board in boards.values() for each in linking(board)):
+        each["links"] = [link for link in each["links"] if "docs/runbooks" not in link.get("url", "")]
+    assert dashboards() == boards
+    assert sum(len(each["links"]) for board in boards.values() for each in linking(board)) == len(boards)
+
+
 def test_the_chart_has_the_dashboards_for_grafanas_sidecar() -> None:
-    found = [each for each in rendered() if each["metadata"]["labels"].get("grafana_dashboard") == "1"]
-    assert {each["metadata"]["annotations"]["grafana_folder"] for each in found} == {"VFIO migration"}
-    files = {name: json.loads(text) for each in found for name, text in each["data"].items()}
-    folder = ROOT / "charts/vfio-migration/dashboards"
-    assert files == {path.name: json.loads(path.read_text()) for path in folder.iterdir()}
+    assert set(dashboards()) == set(files())
     off = rendered("--set=monitoring.dashboards.enabled=false")
     assert not [each for each in off if "grafana_dashboard" in each["metadata"]["labels"]]
 

@@ -81,6 +81,12 @@ def test_files_outside_docs_are_on_the_site(site: Path) -> None:
     assert "rehearse-node.yaml" in (site / "examples.html").read_text()
 
 
+def test_runbooks_are_where_the_chart_links_to(site: Path) -> None:
+    """With `monitoring.runbooksSuffix` .html."""
+    pages = {page.stem for page in (ROOT / "docs/runbooks").glob("*.md")} - {"README"} | {"index"}
+    assert {page.stem for page in (site / "runbooks").glob("*.html")} == pages
+
+
 def test_diagrams_are_drawn(site: Path) -> None:
     """mermaid would be fetched from elsewhere."""
     for page, diagrams in (("sequences.html", 3), ("states.html", 1), ("readme.html", 1)):

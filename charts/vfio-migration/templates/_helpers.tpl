@@ -165,3 +165,20 @@ spec:
     - {protocol: UDP, port: 53}
     - {protocol: TCP, port: 53}
 {{- end }}
+
+{{/*
+A file of the chart whose links to docs/runbooks lead to where these pages can be read, or that has no such links if that
+is nowhere: a line of YAML or an object of JSON each. (dict "root" . "path" "...")
+*/}}
+{{- define "vfio-migration.with-runbooks" -}}
+{{- $text := .root.Files.Get .path }}
+{{- with .root.Values.monitoring }}
+{{- if .runbooks }}
+{{- $first := get (dict ".md" "README.md" ".html" "index.html") .runbooksSuffix }}
+{{- $text = $text | replace "docs/runbooks/README.md" (printf "%s/%s" .runbooks $first) }}
+{{- regexReplaceAll "docs/runbooks/(\\w+)\\.md" $text (printf "%s/${1}%s" .runbooks .runbooksSuffix) }}
+{{- else }}
+{{- regexReplaceAll "(?m)^ *runbook_url: .*\\n|\\{[^{}]*\"docs/runbooks/[^{}]*\\},?\\s*" $text "" }}
+{{- end }}
+{{- end }}
+{{- end }}
