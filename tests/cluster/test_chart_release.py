@@ -5,6 +5,7 @@ rights of its service account.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -293,6 +294,34 @@ def test_uninstall_by_force(cluster: Cluster) -> None:
     helm_said, hook_said = cluster.asked("uninstall", "uninstall", "release", "--timeout=120s")
     assert (helm_said.returncode, hook_said.returncode) == (0, 0), helm_said.stderr + hook_said.stderr
     assert cluster.get("vfm", "stranded", "-n", "default")["metadata"]["finalizers"] == [FINALIZER]
+
+
+def test_into_namespaces_that_are_there_for_their_secrets(cluster: Cluster, tmp_path: Path) -> None:
+    """By the commands that the example has, which begin in a cluster without any of it."""
+    wait_until(lambda: f"namespace/{AGENTS}" not in cluster.names("namespace"), "the agents' namespace is gone", 60)
+    cluster.plane.kubectl("create", "namespace", AGENTS)
+    refused = cluster.helm("install", "release", str(CHART))
+    assert f'Namespace "{AGENTS}" in namespace "" exists and cannot be imported' in refused.stderr, refused.stderr
+    cluster.plane.kubectl("delete", "namespace", AGENTS, NAMESPACE)
+    example = (ROOT / "examples/values/airgapped.yaml").read_text()
+    script = "".join(line.removeprefix("#  ") + "\n" for line in example.splitlines() if line.startswith("#   "))
+    script = script.replace("mirror.json", str(tmp_path / "mirror.json"))
+    script = script.replace("helm install vfio", "helm install release")  # whose the definitions are that stayed
+    (tmp_path / "mirror.json").write_text('{"auths": {}}')
+    path = os.pathsep.join(map(str, (Path(helm()).parent, Path(kubectl()).parent, os.environ["PATH"])))
+    done = subprocess.run(
+        ["sh", "-e", "-c", script],
+        cwd=ROOT,
+        env=cluster.plane.environment | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"kubectl label namespace {AGENTS} pod-security.kubernetes.io/enforce=privileged" in done.stdout
+    for namespace in (NAMESPACE, AGENTS):
+        assert "secret/mirror" in cluster.names("secret", "-n", namespace)
+    assert cluster.get("daemonset", "vfio-agent", "-n", AGENTS)["status"]["numberReady"] == 2
 
 
 def test_quota(cluster: Cluster) -> None:
