@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.rendering import APIS, CHART, EXAMPLES, VALUE_SETS, of_kind, render, template
+from cluster.rendering import APIS, CHART, EXAMPLES, ROOT, VALUE_SETS, of_kind, render, template
 from devtools.tools import helm
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
@@ -148,6 +148,21 @@ def test_one_replica_is_always_up() -> None:
         (operator,) = of_kind(items, "Deployment")
         assert operator["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == unavailable
         assert len(of_kind(items, "PodDisruptionBudget")) == (replicas > 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ((), True),
+        (("--set-string=agent.nodeSelector.example\\.com/vfio=true",), False),
+        ((f"--values={ROOT / 'examples/values/arm64.yaml'}",), False),
+    ],
+)
+def test_who_chose_no_nodes_is_told_that_agents_are_on_all(flags: tuple[str, ...], told: bool) -> None:
+    command = [str(helm()), "install", "release", str(CHART), "--namespace=vfio-migration", "--dry-run=client", *flags]
+    notes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition("\nNOTES:")[2]
+    assert "kubectl get vfd" in notes
+    assert ("Agents are on EVERY Linux node" in notes) is told
 
 
 def test_images_of_a_mirror_go_by_digest() -> None:
