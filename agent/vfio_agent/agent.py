@@ -353,8 +353,9 @@ def _unreadable(found: Unreadable) -> Failure:
     return Failure(
         Reason.JOURNAL_FAILED,
         f"migration {found.migration_uid}: the record of its {found.role} session cannot be read: {found.why}; how far "
-        "it was is not known here, so its devices stay as they are: act on them as the decision of its VFIOSwitchover "
-        "says, then remove what is left of the record and restart the agent",
+        "it was is not known here, so its devices stay as they are: wait until it is Finished, put the record aside "
+        "and restart the agent, then act on the devices as the decision of its VFIOSwitchover says (runbook "
+        "VFIOUnreadableRecords)",
     )
 
 
