@@ -29,7 +29,8 @@ def wish_of(body: Body) -> Wish:
     try:
         spec = MigrationSpec.model_validate(dict(body["spec"]))
     except ValidationError as error:
-        problems = "; ".join(f"spec.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        found = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        problems = "; ".join(f"spec.{where}: {what}" for where, what in found)
         return Wish((), deleted=deleted, unsupported=f"the spec is not valid: {problems}")
     pairs = tuple(
         Pair(d.name, d.source.node_name, d.source.device, d.target.node_name, d.target.device)

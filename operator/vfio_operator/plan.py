@@ -87,7 +87,8 @@ def _validate(observed: Observed) -> Plan | None:
         # what a shorthand stands for is not told to who may not use it
         return _refused(found.pairs if found.failure or named else (), refused, *found.failures[1:])
     if observed.wish.mode is Mode.PLAN:
-        sentence = f"{len(found.pairs)} pairs can migrate; forecast downtime {planned(observed, found.pairs)}"
+        count = f"{len(found.pairs)} pair{'s' if len(found.pairs) != 1 else ''}"
+        sentence = f"{count} can migrate; forecast downtime {planned(observed, found.pairs)}"
         return Plan("Planned", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence, pairs=found.pairs)
     return None
 

@@ -148,6 +148,9 @@ def test_a_plan_touches_nothing_and_tells_the_forecast() -> None:
     planned = plan(replace(world.observe(), known=Known()))
     assert planned.sentence.startswith("2 pairs can migrate; forecast downtime ")
     assert planned.pairs == TWO_TO_TWO
+    alone = World(ONE_TO_ONE[:1], mode=Mode.PLAN)
+    alone.run()
+    assert plan(replace(alone.observe(), known=Known())).sentence.startswith("1 pair can migrate; forecast downtime ")
 
 
 def test_a_plan_that_cannot_be_done_says_all_that_speaks_against_it() -> None:

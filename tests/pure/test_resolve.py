@@ -322,3 +322,6 @@ def test_a_spec_that_does_not_fit_the_model_is_refused_with_its_field() -> None:
     wish = wish_of(migration(mode="Teleport"))
     assert wish.unsupported.startswith("the spec is not valid: spec.mode: ")
     assert wish_of(migration()).unsupported == ""
+    # in our words, without those of the library that checks
+    rate = wish_of(migration(strategy={"bandwidthLimitBytesPerSecond": "5 GB"})).unsupported
+    assert rate.startswith("the spec is not valid: spec.strategy.bandwidthLimitBytesPerSecond: '5 GB' is not a")
