@@ -1,13 +1,14 @@
 """What is right and what is wrong with an installation, from what was read of it. Pure."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from vfio_api import API_GROUP, API_VERSION
-from vfio_api.models import RESOURCES
+from vfio_api.models import RESOURCES, VFIODevice
 from vfio_api.names import (
     ADDRESS_ANNOTATION,
     AGENT_SERVICE_ACCOUNT,
@@ -39,6 +40,9 @@ ENFORCE = "pod-security.kubernetes.io/enforce"
 _UPGRADE = "install the chart anew: helm upgrade"
 # A Lease is renewed well within its time; the clocks of operator and API server may differ a little.
 _LATE_LEASES = 2
+DEVICE_VIEWER_ROLE = "vfio-device-viewer"  # of the chart
+_FORBIDDEN, _FEW = 403, 2
+_BY_OTHERS = "have an administrator run kubectl vfio doctor, or helm test --logs"
 
 
 class Level(StrEnum):
@@ -51,12 +55,13 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor; next_step is empty if all is well."""
+    """One line of the doctor; next_step is empty if all is well. unseen: it could not be looked at, for its reason."""
 
     level: Level
     subject: str
     text: str
     next_step: str = ""
+    unseen: UserError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,12 @@ class Installation:
 
 
 def examine(found: Installation) -> list[Finding]:
-    """Every check, in the order in which one needs the other."""
+    """Every check, in the order in which one needs the other; what the caller may not look at is one line."""
+    made = _checks(found)
+    return [*_folded(made), *_too_little(made), *_rights(found.rights)]
+
+
+def _checks(found: Installation) -> list[Finding]:
     made: list[Finding] = []
     for name, crd in found.crds.items():
         made.append(_judged(f"CRD {name}", crd, _crd))
@@ -111,18 +121,43 @@ def examine(found: Installation) -> list[Finding]:
     made.append(_judged(f"Lease {operator}{LEASE_NAME}", found.lease, lambda lease: _lease(lease, found.now)))
     made.append(_judged(f"ConfigMap {operator}{CA_CONFIGMAP}", found.ca, _ca))
     made += [_judged(f"DaemonSet {agents}{name}", found.workloads[name], _daemonset) for name in (KEEPER, AGENT)]
-    return [*made, *_agents(found), *_rights(found.rights)]
+    return [*made, *_agents(found)]
+
+
+def _folded(made: Sequence[Finding]) -> Iterator[Finding]:
+    """The findings, those that the caller has no right to look at in one."""
+    forbidden = [finding for finding in made if finding.unseen is not None and finding.unseen.status == _FORBIDDEN]
+    if len(forbidden) < _FEW:
+        yield from made
+        return
+    yield from (finding for finding in made if finding not in forbidden)
+    kinds = Counter(finding.subject.split()[0] for finding in forbidden)
+    listed = ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in kinds.items())
+    text = f"could not be looked at, since you may not read them: {listed}"
+    yield Finding(Level.WARNING, f"{len(forbidden)} checks", text, _BY_OTHERS)
+
+
+def _too_little(made: Sequence[Finding]) -> Iterator[Finding]:
+    """Who could look at less than half of an installation has not found it sound."""
+    seen = sum(1 for finding in made if finding.unseen is None)
+    if 2 * seen < len(made):
+        text = f"only {seen} of {len(made)} checks could be made: nothing is said of whether the installation is sound"
+        yield Finding(Level.FAILED, "the whole", text, _BY_OTHERS)
 
 
 def _judged(subject: str, found: Found, judge: Callable[[Json], Finding]) -> Finding:
     """What there is, judged; or that it is not there, or could not be read."""
     if isinstance(found, UserError):
-        return Finding(Level.WARNING, subject, f"could not be looked at: {found.found}", found.next_step)
+        return _unseen(subject, found)
     if found is None:
         next_step = f"{_UPGRADE}, or correct --operator-namespace/--agent-namespace"
         return Finding(Level.FAILED, subject, "is not there", next_step)
-    made = judge(found)
-    return Finding(made.level, subject, made.text, made.next_step)
+    return replace(judge(found), subject=subject)
+
+
+def _unseen(subject: str, why: UserError, text: str = "could not be looked at") -> Finding:
+    next_step = _BY_OTHERS if why.status == _FORBIDDEN else why.next_step
+    return Finding(Level.WARNING, subject, f"{text}: {why.found}", next_step, why)
 
 
 def _good(text: str) -> Finding:
@@ -150,8 +185,7 @@ def _crd(crd: Json) -> Finding:
 def _policy(subject: str, name: str, policy: Found, binding: Found, *, deny: bool) -> Finding:
     def judge(body: Json) -> Finding:
         if isinstance(binding, UserError):
-            text = f"is there; its binding could not be looked at: {binding.found}"
-            return _bad(text, binding.next_step, Level.WARNING)
+            return _unseen("", binding, "is there; its binding could not be looked at")
         if binding is None or binding["spec"].get("policyName") != name:
             return _bad("is bound to nothing, so it has no effect", _UPGRADE)
         actions = binding["spec"].get("validationActions", [])
@@ -228,7 +262,7 @@ def _agents(found: Installation) -> Iterator[Finding]:
     """Each node that has an agent or devices: whether its agent is ready and has published."""
     for what in (found.pods, found.nodes, found.devices):
         if isinstance(what, UserError):
-            yield Finding(Level.WARNING, "agents", f"could not be looked at: {what}", what.next_step)
+            yield _unseen("agents", what)
             return
     assert not isinstance(found.pods, UserError)
     assert not isinstance(found.nodes, UserError)
@@ -270,12 +304,19 @@ def _rights(rights: Sequence[Right]) -> Iterator[Finding]:
         if right.allowed is None:
             yield Finding(Level.WARNING, "your rights", f"could not be asked for: {what}", "kubectl auth can-i --list")
         elif not right.allowed:
-            role = DEVICE_USER_ROLE if right.verb == "use" else "edit"
-            next_step = f"if you need it, ask an administrator to bind the ClusterRole {role} to you"
+            where_to = f" in namespace {right.namespace}" if right.namespace else ""
+            next_step = f"if you need it, ask an administrator to bind the ClusterRole {_role(right)} to you{where_to}"
             yield Finding(Level.WARNING, "your rights", f"you may not {what}: {right.why}", next_step)
     allowed = sum(1 for right in rights if right.allowed)
     if allowed:
         yield Finding(Level.OK, "your rights", f"{allowed} of {len(rights)} that the plugin's commands need")
+
+
+def _role(right: Right) -> str:
+    """The role that gives a right: of the chart for devices, which belong to no namespace, else one of Kubernetes."""
+    if right.resource == VFIODevice.crd.plural:
+        return DEVICE_USER_ROLE if right.verb == "use" else DEVICE_VIEWER_ROLE
+    return "view" if right.verb in ("get", "list", "watch") else "edit"
 
 
 def rights_needed(namespace: str) -> list[Right]:

@@ -164,3 +164,44 @@ def test_rights_that_are_missing_are_warnings_that_say_what_they_are_for():
         (Level.WARNING, f"you may not use vfiodevices: {rights[7].why}"),
         (Level.OK, f"{len(rights) - 1} of {len(rights)} that the plugin's commands need"),
     ]
+
+
+def forbidden(what: str) -> UserError:
+    return UserError(what, "found that it is forbidden", "kubectl vfio doctor lists what is needed", status=403)
+
+
+def test_what_may_not_be_looked_at_is_one_line_that_does_not_lead_back_here():
+    found = sound()
+    found["policies"] = {name: forbidden(name) for name in VALIDATING_POLICIES}
+    found["bindings"] = dict(found["policies"])
+    found["lease"] = forbidden("lease")
+    made = examined(found)
+    line = made[f"{len(VALIDATING_POLICIES) + 1} checks"]
+    assert line.level is Level.WARNING
+    assert line.text.endswith(f"you may not read them: {len(VALIDATING_POLICIES)} ValidatingAdmissionPolicy, Lease")
+    assert line.next_step.startswith("have an administrator run")
+    assert not any("Policy" in subject for subject in made if not subject.startswith("MutatingAdmission"))
+    assert "the whole" not in made
+    assert worst(list(made.values())) is Level.WARNING
+    alone = examined(sound() | {"lease": forbidden("lease")})[LEASE]
+    assert alone.next_step.startswith("have an administrator run")
+
+
+def test_who_may_look_at_nearly_nothing_has_found_nothing_sound():
+    found = sound()
+    for part in ("crds", "policies", "bindings", "mutating", "mutating_bindings", "workloads"):
+        found[part] = {name: forbidden(name) for name in found[part]}
+    found["pods"] = forbidden("pods")
+    made = examined(found)
+    assert made["the whole"].level is Level.FAILED
+    assert "only 4 of " in made["the whole"].text
+
+
+def test_a_missing_right_names_the_role_that_gives_it():
+    rights = [replace(right, allowed=False) for right in rights_needed("lab")]
+    made = examine(Installation(**sound() | {"rights": rights}, operator_namespace="o", agent_namespace="a", now=NOW))
+    steps = {f.text.split(":")[0]: f.next_step for f in made if f.subject == "your rights"}
+    assert "ClusterRole vfio-device-viewer to you" in steps["you may not list vfiodevices"]
+    assert "ClusterRole vfio-device-user to you" in steps["you may not use vfiodevices"]
+    assert steps["you may not get vfiomigrations in namespace lab"].endswith("ClusterRole view to you in namespace lab")
+    assert steps["you may not create vfiomigrations in namespace lab"].endswith("edit to you in namespace lab")
