@@ -107,7 +107,8 @@ def switchover(timings: Sequence[Mapping[str, Any]]) -> list[Bar]:
         t["step"].removeprefix(AGENT): int(t["durationMicroseconds"]) for t in timings if t["step"].startswith(AGENT)
     }
     windows = {name: Bar(name, bar.start - zero, bar.duration, True) for name, bar in down.items()}
-    return [*_stop(took, windows), *_decide(windows), *_start(took, windows)]
+    stop = _stop(took, windows)
+    return [*stop, *_vote(stop, windows), *_decide(windows), *_start(took, windows)]
 
 
 def _stop(took: Mapping[str, int], windows: Mapping[str, Bar]) -> list[Bar]:
@@ -129,6 +130,14 @@ def _stop(took: Mapping[str, int], windows: Mapping[str, Bar]) -> list[Bar]:
         latest = windows["Decide"].start - took["Load"] if "Decide" in windows else now
         bars.append(Bar("   load, validate, vote", max(0, min(now, latest)), took["Load"], True))
     return bars
+
+
+def _vote(before: Sequence[Bar], windows: Mapping[str, Bar]) -> list[Bar]:
+    """From the last of the targets' loads to the decision: what is on its way, and the operator itself."""
+    if "Decide" not in windows or not before:
+        return []
+    begin, end = max(bar.end for bar in before), windows["Decide"].start
+    return [Bar("   votes on their way", begin, end - begin, True)] if end > begin else []
 
 
 def _decide(windows: Mapping[str, Bar]) -> list[Bar]:

@@ -71,6 +71,7 @@ def test_the_switchover_is_zoomed_with_agents_steps_in_their_order():
         ("B", 3_000, 5_000),
         ("send the rest of state", 5_000, 15_000),
         ("load, validate, vote", 15_000, 16_500),
+        ("votes on their way", 16_500, 22_000),
         ("decision stored: Commit", 22_000, 30_000),
         ("C", 30_000, 32_500),
         ("D", 32_500, 33_500),
