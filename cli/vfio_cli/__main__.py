@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import completion as completions
 
+from vfio_cli.bundles import bundled
 from vfio_cli.problems import FAILED, INTERRUPTED, USAGE, UserError
 from vfio_cli.run_doctor import doctor
 from vfio_cli.run_lists import devices, history, nodes, version
@@ -16,7 +18,7 @@ from vfio_cli.run_migrate import cancel, migrate, plan, rehearse
 from vfio_cli.run_watch import explain, timeline, watch
 
 PROGRAM, PLUGIN = "kubectl vfio", "kubectl-vfio"
-COMPLETE = "_KUBECTL_VFIO_COMPLETE"
+COMPLETE, DEBUG = "_KUBECTL_VFIO_COMPLETE", "VFIO_DEBUG"
 _completions: Any = completions  # it does not say what it exports
 app = typer.Typer(
     name=PLUGIN,
@@ -27,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (migrate, plan, rehearse, watch, timeline, explain, devices, nodes, cancel, history, doctor, version):
-    app.command()(command)
+    app.command()(bundled(command))
 
 
 class Shell(StrEnum):
@@ -46,7 +48,22 @@ def completion(shell: Annotated[Shell, typer.Argument(help="The shell.")]) -> No
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit code. Whatever a user can cause is told in one line on stderr."""
+    """Run one command; returns the exit code. Whatever goes wrong is told in one line on stderr."""
+    try:
+        return _run(arguments)
+    except OSError as error:  # all others are told by who asked for the file or the API server
+        _leave_stdout()
+        _say(f"standard output: expected one that takes what is written, found: {error.strerror or error}; see df")
+        return FAILED
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        _say(f"internal error ({what}): this is a mistake of the plugin; report it; set {DEBUG}=1 for the traceback")
+        return FAILED
+
+
+def _run(arguments: Sequence[str]) -> int:
     if COMPLETE in os.environ:
         _completions.completion_init()
     try:
@@ -58,14 +75,26 @@ def run(arguments: Sequence[str]) -> int:
         return problem.code
     except typer.TyperException as error:  # how it was called
         where = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
-        _say(f"{where}: {' '.join(error.format_message().split())}; see {where} --help")
+        what = " ".join(error.format_message().split()).rstrip(".")
+        _say(f"{where}: {what}; {_hint(where, error)}see {where} --help")
         return USAGE
     except (typer.Abort, KeyboardInterrupt):
         _say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # who read it has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         return FAILED
+
+
+def _hint(where: str, error: Exception) -> str:
+    """kubectl takes its own flags before the command, a plugin after it."""
+    option = getattr(error, "option_name", "")
+    return f"put {option} behind the command; " if option and where == PROGRAM else ""
+
+
+def _leave_stdout() -> None:
+    """Nothing that is left for it is written any more, nor complained of at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:

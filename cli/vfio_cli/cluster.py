@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -17,12 +16,13 @@ from kubernetes import client, watch
 
 from vfio_api import API_GROUP, API_VERSION
 from vfio_cli.fields import phase_of
-from vfio_cli.kubeconfig import Login, log_in
+from vfio_cli.kubeconfig import Login
 from vfio_cli.problems import UserError, refused, unreachable
 
 Json = dict[str, Any]
 CONNECT_SECONDS, READ_SECONDS = 5.0, 30.0
-WATCH_SECONDS = 60
+# A watch is short, so that an API server that hangs is noticed soon after the time that it was asked for.
+WATCH_SECONDS, SILENT_SECONDS = 10, 5.0
 AGAIN_SECONDS, AGAIN_TIMES = 1.0, 30
 GONE = 410
 MERGE = "application/merge-patch+json"
@@ -68,7 +68,7 @@ DAEMONSETS = Kind("/apis/apps/v1", "daemonsets", "DaemonSet")
 REVIEWS = Kind("/apis/authorization.k8s.io/v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview")
 
 
-def _say_nothing(_: UserError) -> None:
+def _say_nothing(_: UserError, __: float) -> None:
     """What is told of an API server that is away, if nobody asks."""
 
 
@@ -132,35 +132,39 @@ class Cluster:
         namespace: str,
         *,
         seconds: float | None = None,
-        away: Callable[[UserError], None] = _say_nothing,
+        away: Callable[[UserError, float], None] = _say_nothing,
     ) -> Iterator[Json]:
         """A VFIOMigration now and after every change, for as long as the caller wants to see more.
 
-        An API server that goes away meanwhile is waited for (`away` is told each time): that is when people watch.
-        Raises UserError if the object is deleted, or if the caller has not left after `seconds`.
+        An API server that goes away meanwhile is waited for, since that is when people watch: `away` is told each
+        time, with the seconds since its last answer, and the object is shown again when it is back. Raises UserError
+        if the object is deleted, or if the caller has not left after `seconds`.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         body = self.get(MIGRATIONS, name, namespace)
-        uid, missed = body["metadata"]["uid"], 0
-        while True:
-            yield body
+        uid, missed, heard = body["metadata"]["uid"], 0, time.monotonic()
+        yield body
+        while deadline is None or time.monotonic() < deadline:
             try:
-                for found in self._changes(name, namespace, body["metadata"]["resourceVersion"], _left(deadline)):
-                    missed, body = 0, found
-                    yield body
-                body = self.get(MIGRATIONS, name, namespace)
-                missed = 0
+                if not missed:
+                    for found in self._changes(name, namespace, body["metadata"]["resourceVersion"], _left(deadline)):
+                        body, heard = found, time.monotonic()
+                        yield body
+                newest = self.get(MIGRATIONS, name, namespace)
             except UserError as problem:
                 if not problem.passing or missed >= AGAIN_TIMES:
                     raise
                 missed += 1
-                away(problem)
+                away(problem, time.monotonic() - heard)
                 time.sleep(AGAIN_SECONDS)
-            if body["metadata"]["uid"] != uid:
+                continue
+            if newest["metadata"]["uid"] != uid:
                 raise _deleted(name, namespace)
-            if deadline is not None and time.monotonic() >= deadline:
-                found_so = f"expected it to finish within {seconds:g} s, found it in {phase_of(body)}"
-                raise UserError(MIGRATIONS.called(name, namespace), found_so, f"it goes on: kubectl vfio watch {name}")
+            again = missed or newest["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]
+            body, missed, heard = newest, 0, time.monotonic()
+            if again:
+                yield body
+        raise _overdue(body, seconds or 0.0)
 
     def _changes(self, name: str, namespace: str, version: str, seconds: int) -> Iterator[Json]:
         """Changes of one migration after a version, for so long; ends early if the version is too old."""
@@ -176,7 +180,7 @@ class Cluster:
                     field_selector=f"metadata.name={name}",
                     resource_version=version,
                     timeout_seconds=seconds,
-                    _request_timeout=(CONNECT_SECONDS, seconds + READ_SECONDS),
+                    _request_timeout=(CONNECT_SECONDS, seconds + SILENT_SECONDS),
                 ):
                     if event["type"] == "DELETED":
                         raise _deleted(name, namespace)
@@ -251,6 +255,20 @@ def _deleted(name: str, namespace: str) -> UserError:
     return UserError(MIGRATIONS.called(name, namespace), found, "look at its Events: kubectl get events", status=404)
 
 
+def _overdue(body: Json, seconds: float) -> UserError:
+    """It has not ended in time; nothing is done about that here."""
+    name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
+    within = f"expected it to finish within {seconds:g} s" if seconds else "expected one that has finished"
+    found = f"{within}, found it in {phase_of(body)}"
+    if not body.get("status"):
+        next_step = "no operator has taken it up: kubectl vfio doctor"
+    elif body["spec"].get("cancel"):
+        next_step = f"it is told to cancel, and goes on with that: kubectl vfio explain {name} -n {namespace}"
+    else:
+        next_step = f"it goes on: kubectl vfio watch {name} -n {namespace}"
+    return UserError(MIGRATIONS.called(name, namespace), found, next_step)
+
+
 def _cause(error: BaseException) -> str:
     """The last word of a chain of errors: the operating system's or the TLS library's."""
     seen = error
@@ -259,8 +277,3 @@ def _cause(error: BaseException) -> str:
     ):
         seen = inner
     return getattr(seen, "strerror", None) or str(seen) or type(seen).__name__
-
-
-def connect(context: str | None, kubeconfig: Path | None, namespace: str | None) -> Cluster:
-    """The API server as the options of kubectl name it. Raises UserError."""
-    return Cluster(log_in(context, kubeconfig, namespace))

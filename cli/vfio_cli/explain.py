@@ -25,7 +25,7 @@ from vfio_cli.fields import (
     size_text,
     word_of,
 )
-from vfio_cli.outcome import end_text
+from vfio_cli.outcome import at_worst, end_text
 from vfio_cli.waterfall import DOWN_STEPS, WORDS, duration_text, operator_steps
 
 # After these the sources do not simply run on as before.
@@ -96,7 +96,10 @@ def _capital(text: str) -> str:
 def _under_way(case: Case) -> Iterator[str]:
     status = case.body.get("status", {})
     if not status:
-        yield "No operator has taken it up yet: it has no status."
+        if _unseen(case):
+            yield "No operator has taken it up, and one that leads takes moments: it seems that none leads."
+        else:
+            yield "No operator has taken it up yet: it has no status."
         return
     phase = word_of(phase_of(case.body))
     if phase is not None:
@@ -113,6 +116,12 @@ def _under_way(case: Case) -> Iterator[str]:
         why = word.meaning if word is not None and found["reason"] != ConditionReason.NOT_REACHED else ""
         said = found["message"] if found["message"] not in (status.get("message"), "") else ""
         yield " ".join(part for part in (f"It is not {waits} yet.", why, _sentence(str(said))) if part)
+
+
+def _unseen(case: Case) -> bool:
+    """Whether an operator that leads would have written a status by now."""
+    age = (case.now - moment(case.body["metadata"]["creationTimestamp"])).total_seconds()
+    return age >= _UNSEEN_SECONDS
 
 
 def _ended(case: Case) -> Iterator[str]:
@@ -162,10 +171,10 @@ def _figures(body: Json) -> Iterator[str]:
     if was is not None:
         forecast = f"; {duration_text(predicted)} was predicted" if predicted is not None else ""
         yield f"The downtime was {duration_text(was)}{forecast}."
-    elif predicted is not None:
+    elif predicted is not None and phase_of(body) != Phase.CANCELLED:
         over = limit is not None and predicted > 1000 * limit
-        bound = "." if limit is None else f", {'over' if over else 'within'} the limit of {limit} ms."
-        yield f"The forecast of the downtime is {duration_text(predicted)}{bound}"
+        bound = "" if limit is None else f", {'over' if over else 'within'} the limit of {limit} ms"
+        yield f"The forecast of the downtime is {duration_text(predicted)}{bound}{at_worst(body) if over else ''}."
     progress = status.get("progress", {})
     if progress.get("bytes"):
         rate = progress.get("bytesPerSecond")
@@ -231,8 +240,11 @@ def _next_steps(case: Case) -> Iterator[str]:
             yield f"To see where the time went: kubectl vfio timeline {name} -n {space}"
         return
     if not body.get("status"):
-        old = (case.now - moment(body["metadata"]["creationTimestamp"])).total_seconds()
-        yield "Wait a moment." if old < _UNSEEN_SECONDS else "See whether an operator leads: kubectl vfio doctor"
+        if _unseen(case):
+            yield "See whether an operator leads: kubectl vfio doctor"
+            yield "What to do then: docs/runbooks/VFIONoLeader.md of the project"
+        else:
+            yield f"Wait a moment, then again: kubectl vfio explain {name} -n {space}"
         return
     waits = next((k for k in _MILESTONES if condition_of(body, k)["status"] != "True"), None)
     if waits is not None and phase_of(body) != Phase.ROLLING_BACK:

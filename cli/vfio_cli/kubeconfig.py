@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,23 @@ class Login:
     context: str
 
 
-def log_in(context: str | None = None, kubeconfig: Path | None = None, namespace: str | None = None) -> Login:
-    """Read the credentials; nothing is asked of the API server yet. Raises UserError."""
+def log_in(
+    context: str | None = None,
+    kubeconfig: Path | None = None,
+    namespace: str | None = None,
+    user: str | None = None,
+    groups: Sequence[str] = (),
+) -> Login:
+    """Read the credentials; nothing is asked of the API server yet. user, groups: whom to act as. Raises UserError."""
+    login = _found(context, kubeconfig, namespace)
+    if user:
+        for header in [name for name in login.api.default_headers if name.lower().startswith("impersonate-")]:
+            del login.api.default_headers[header]
+        _impersonate(login.api, {"Impersonate-User": user}, groups)
+    return login
+
+
+def _found(context: str | None, kubeconfig: Path | None, namespace: str | None) -> Login:
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     files = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
     found = [part for part in files.split(os.pathsep) if part and Path(part).exists()]
@@ -56,20 +72,26 @@ def _from_files(files: str, users: list[Json], context: str | None, namespace: s
     chosen = next(c for c in contexts if c["name"] == context) if context else current
     api: Any = client.ApiClient(settings)
     # the client passes over `as`: whoever works as somebody else must not be the administrator here
-    for header, value in _impersonation(users, chosen["context"].get("user", "")).items():
-        api.set_default_header(header, value)
+    _impersonate(api, *_impersonation(users, chosen["context"].get("user", "")))
     return Login(api, namespace or chosen["context"].get("namespace") or "default", chosen["name"])
 
 
-def _impersonation(users: list[Json], name: str) -> dict[str, str]:
-    """Headers for a kubeconfig user that acts as another. Raises UserError for what one header cannot say."""
+def _impersonation(users: list[Json], name: str) -> tuple[dict[str, str], Sequence[str]]:
+    """Headers and groups for a kubeconfig user that acts as another. Raises UserError for what cannot be said so."""
     found = next((entry.get("user") or {} for entry in users if entry.get("name") == name), {})
-    groups = found.get("as-groups") or []
-    if len(groups) > 1 or found.get("as-user-extra"):
-        reason = "expected `as` with at most one group, found more of it than this plugin can pass on"
+    if found.get("as-user-extra"):
+        reason = "expected `as` without as-user-extra, found more of it than this plugin can pass on"
         raise UserError(f"kubeconfig user {name}", reason, "use a context that does not impersonate")
-    headers = {header: found[key] for key, header in _IMPERSONATE.items() if found.get(key)}
-    return headers | ({"Impersonate-Group": groups[0]} if groups else {})
+    return {header: found[key] for key, header in _IMPERSONATE.items() if found.get(key)}, found.get("as-groups") or ()
+
+
+def _impersonate(api: Any, headers: Mapping[str, str], groups: Sequence[str]) -> None:
+    """The client keeps headers in a dict: each group goes by a spelling of its own, which all mean the same header."""
+    for header, value in headers.items():
+        api.set_default_header(header, value)
+    for number, group in enumerate(groups):
+        spelling = (c.upper() if number >> place & 1 else c for place, c in enumerate("impersonate-group"))
+        api.set_default_header("".join(spelling), group)
 
 
 def _from_pod(namespace: str | None) -> Login:

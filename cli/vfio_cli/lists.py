@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from vfio_api.models_status import ConditionType
+from vfio_api.models_status import ConditionType, Phase
 from vfio_cli.fields import (
     Json,
     age_text,
@@ -121,7 +121,7 @@ def history_rows(bodies: Iterable[Json], now: datetime, arrow: str = "→") -> l
                 phase_of(body),
                 str(condition_of(body, ConditionType.SUCCEEDED)["reason"]),
                 _duration(status.get("downtimeMicroseconds")),
-                _duration(status.get("predictedDowntimeMicroseconds")),
+                _duration(None if phase_of(body) == Phase.CANCELLED else status.get("predictedDowntimeMicroseconds")),
                 size_text(status.get("progress", {}).get("bytes", 0)),
                 route_of(body, arrow),
                 age_text((now - end).total_seconds()) if end else "?",

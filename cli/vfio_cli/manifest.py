@@ -1,21 +1,28 @@
 """From flags, or a file, to the VFIOMigration that is created. Pure; values are for the API server to check."""
 
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.models_migration import Mode
-from vfio_cli.problems import USAGE, UserError
+from vfio_cli.problems import UserError, wrong
 
 Json = dict[str, Any]
+# The fields of spec.strategy by their flags.
+STRATEGY: Mapping[str, str] = {
+    "--downtime-limit": "downtimeLimitMilliseconds",
+    "--pre-copy": "preCopy",
+    "--convergence-timeout": "convergenceTimeoutSeconds",
+    "--on-convergence-timeout": "onConvergenceTimeout",
+    "--switchover-ack": "switchoverAck",
+    "--switchover-timeout": "switchoverTimeoutSeconds",
+    "--bandwidth-limit": "bandwidthLimitBytesPerSecond",
+}
 _END = re.compile(r"(?:(?P<name>[^=/]+)=)?(?P<node>[^=/]+)/(?P<device>[^/]+)")
-_HELP = "see kubectl vfio migrate --help"
-
-
-def wrong(subject: str, found: str, next_step: str = _HELP) -> UserError:
-    """A mistake in how the command was called."""
-    return UserError(subject, found, next_step, code=USAGE)
 
 
 def ends(flag: str, values: Sequence[str]) -> list[tuple[str, Json]]:
@@ -82,6 +89,27 @@ def build(mode: Mode, name: str | None, spec: Mapping[str, Any], strategy: Mappi
     }
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that is said twice is a mistake, not the last one's."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"found the key {key.value!r} twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def documents(text: str) -> list[object]:
+    """What is in a file of YAML or JSON, without what is empty. Raises yaml.YAMLError, also for a key that is there
+    twice."""
+    # bandit: the loader is a SafeLoader
+    return [found for found in yaml.load_all(text, _StrictLoader) if found is not None]
+
+
 def from_document(document: object, where: str, mode: Mode | None) -> Json:
     """A VFIOMigration out of a file; with a mode, as that, under a name that the API server makes up.
 
@@ -90,14 +118,47 @@ def from_document(document: object, where: str, mode: Mode | None) -> Json:
     if not isinstance(document, dict) or document.get("kind") != "VFIOMigration":
         kind = document.get("kind", "no kind") if isinstance(document, dict) else type(document).__name__
         raise UserError(where, f"expected a VFIOMigration, found {kind}", "see examples/migrate-simulated.yaml")
-    spec, metadata = document.get("spec"), document.get("metadata") or {}
-    if not isinstance(spec, dict) or not isinstance(metadata, dict):
+    spec, metadata = document.get("spec"), document.get("metadata")
+    if not isinstance(spec, dict) or not isinstance(metadata, dict | None):
         raise UserError(where, "expected metadata and spec with fields, found none", "see kubectl explain vfm.spec")
+    named = {key: metadata[key] for key in ("name", "generateName", "namespace") if metadata and key in metadata}
+    for key, value in named.items():
+        if not isinstance(value, str):
+            raise UserError(where, f"expected text in metadata.{key}, found {value!r}", "put it between quotes")
+    base = named.get("name") or named.get("generateName")
     if mode is None or mode == spec.get("mode", Mode.MIGRATE.value):
+        if not base:
+            raise UserError(where, "expected metadata.name, found none", "give it one, or metadata.generateName")
         return document
-    base = metadata.get("name") or metadata.get("generateName") or "migration"
-    rest = {key: value for key, value in metadata.items() if key not in ("name", "generateName")}
+    rest = {key: value for key, value in (metadata or {}).items() if key not in ("name", "generateName")}
     return document | {
-        "metadata": rest | {"generateName": f"{mode.value.lower()}-{base}"[:50].rstrip("-.") + "-"},
+        "metadata": rest | {"generateName": f"{mode.value.lower()}-{base or 'migration'}"[:50].rstrip("-.") + "-"},
         "spec": spec | {"mode": mode.value},
     }
+
+
+def migrate_command(spec: Mapping[str, Any], flags: Sequence[str], file: str | None = None) -> str:
+    """The command that migrates what was planned or rehearsed. flags: of the API server and the namespace."""
+    words = ["kubectl", "vfio", "migrate", *(["-f", file] if file is not None else _flags(spec)), *flags]
+    return shlex.join(words)
+
+
+def _flags(spec: Mapping[str, Any]) -> Iterator[str]:
+    """The flags that a spec comes from."""
+    pairs = spec.get("devices", [])
+    named = any(pair["name"] != f"device{n}" for n, pair in enumerate(pairs))
+    for pair in pairs:
+        for flag, side in (("--from", "source"), ("--to", "target")):
+            end = f"{pair[side]['nodeName']}/{pair[side]['device']}"
+            yield from (flag, f"{pair['name']}={end}" if named else end)
+    shorthand = {
+        "--from-node": spec.get("source", {}).get("nodeName"),
+        "--from-pod": spec.get("source", {}).get("podName"),
+        "--to-node": spec.get("target", {}).get("nodeName"),
+    }
+    strategy = {flag: spec.get("strategy", {}).get(field) for flag, field in STRATEGY.items()}
+    for flag, value in (shorthand | strategy).items():
+        if isinstance(value, bool):
+            yield flag if value else f"--no-{flag[2:]}"
+        elif value is not None:
+            yield from (flag, str(value))

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vfio_api.models_migration import Mode
-from vfio_api.models_status import ConditionType
+from vfio_api.models_migration import Mode, PreCopy
+from vfio_api.models_status import ConditionType, Phase
 from vfio_cli.fields import Json, condition_of, has_succeeded, pairs_of, phase_of, size_text, word_of
 from vfio_cli.waterfall import duration_text
 
@@ -44,6 +44,8 @@ def _forecast(body: Json) -> Iterator[Line]:
     predicted, was = status.get("predictedDowntimeMicroseconds"), status.get("downtimeMicroseconds")
     limit = body["spec"].get("strategy", {}).get("downtimeLimitMilliseconds")
     bound = f"limit {limit} ms" if limit is not None else "no limit"
+    if phase_of(body) == Phase.CANCELLED:
+        return
     if was is not None:
         forecast = f"forecast {duration_text(predicted)}, " if predicted is not None else ""
         # the limit is kept by forecast: a miss is worth a look but no failure
@@ -52,11 +54,19 @@ def _forecast(body: Json) -> Iterator[Line]:
     elif predicted is not None:
         within = limit is None or predicted <= 1000 * limit
         text = f"{duration_text(predicted)} of downtime, {'within' if within else 'over'} the {bound}"
-        yield Line(True if within else None, "forecast", text)
+        yield Line(True if within else None, "forecast", text if within else text + at_worst(body))
     progress = status.get("progress", {})
     if progress.get("bytes"):
         rate = f" at {size_text(progress['bytesPerSecond'])}/s" if progress.get("bytesPerSecond") else ""
         yield Line(True, "copied", f"{size_text(progress['bytes'])}{rate}")
+
+
+def at_worst(body: Json) -> str:
+    """What has to be said of a forecast over the limit that pre-copy brings down; empty of any other."""
+    spec = body["spec"]
+    if spec.get("mode") != Mode.PLAN or spec.get("strategy", {}).get("preCopy") == PreCopy.DISABLED:
+        return ""
+    return ", if all state were sent while stopped; pre-copy sends most of it before: kubectl vfio rehearse measures it"
 
 
 def _result(body: Json) -> Iterator[Line]:
@@ -64,7 +74,10 @@ def _result(body: Json) -> Iterator[Line]:
     status = body.get("status", {})
     # the condition has device, arc and errno besides; the message of a success has the figure
     said = str(status.get("message", "") if good else found["message"] or status.get("message", ""))
-    yield Line(good, phase_of(body), said if good else f"{found['reason']}: {said}")
+    phase, reason = phase_of(body), str(found["reason"])
+    # who gave it up wanted that: neither good nor bad
+    result = None if phase == Phase.CANCELLED else good
+    yield Line(result, phase, said if good or reason == phase else f"{reason}: {said}")
 
 
 def next_step_of(body: Json) -> str:

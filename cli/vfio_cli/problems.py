@@ -25,10 +25,17 @@ class UserError(RuntimeError):
         self.code, self.status, self.passing = code, status, passing
 
 
+def wrong(subject: str, found: str, next_step: str = "see kubectl vfio migrate --help") -> UserError:
+    """A mistake in how the command was called."""
+    return UserError(subject, found, next_step, code=USAGE)
+
+
 def refused(status: int, reason: str, body: str, subject: str) -> UserError:
     """What an answer of the API server that is no success means for the user. body: a metav1.Status, as it was sent."""
     said = _status(body)
     message = str(said.get("message") or reason or f"status {status}").strip()
+    details = said.get("details") or {}
+    subject = _made_up(subject, str(details.get("name") or ""))
     if status == _UNAUTHORIZED:
         found = "expected credentials that the API server takes, found ones that it refuses (401)"
         return UserError(subject, found, "log in again, then ask kubectl auth whoami", status=status)
@@ -36,7 +43,10 @@ def refused(status: int, reason: str, body: str, subject: str) -> UserError:
         next_step = "ask an administrator for that right; kubectl vfio doctor lists those that are needed"
         found = f"expected the right to do this, found that {message}"
         return UserError(subject, found, next_step, status=status, passing=True)
-    if status == _NOT_FOUND and not said.get("details", {}).get("name"):
+    if status == _NOT_FOUND and details.get("kind") == "namespaces":
+        found = "expected a namespace of that name, found none"
+        return UserError(f"Namespace {details.get('name')}", found, "look at -n: kubectl get ns", status=status)
+    if status == _NOT_FOUND and not details.get("name"):
         found = f"expected an API server that serves {API_GROUP}/{API_VERSION}, found one that does not know this kind"
         return UserError(
             subject, found, "install the chart (its CRDs), or correct --context", status=status, passing=True
@@ -53,6 +63,14 @@ def refused(status: int, reason: str, body: str, subject: str) -> UserError:
     found = f"expected an answer, found {status} from the API server: {message}"
     passing = status == _TOO_MANY or status >= 500
     return UserError(subject, found, "try again", status=status, passing=passing)
+
+
+def _made_up(subject: str, name: str) -> str:
+    """The subject with the name that the API server made up for an object that was to begin with `lab/migrate-`."""
+    head, slash, prefix = subject.rpartition("/")
+    if not prefix.endswith("-"):
+        return subject
+    return f"{head}{slash}{name if name.startswith(prefix) else f'{prefix}...'}"
 
 
 def _status(body: str) -> Mapping[str, Any]:

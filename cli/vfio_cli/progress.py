@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from vfio_api.device import DeviceState
 from vfio_api.models_migration import Mode
 from vfio_api.models_status import Phase
-from vfio_cli.fields import Json, size_text
+from vfio_cli.fields import Json, ended_at, size_text
 from vfio_cli.waterfall import duration_text
 
 BAR_WIDTH, DEVICE_ROWS = 26, 16
@@ -28,7 +30,7 @@ class Scale:
     """What a status does not say.
 
     sizes: bytes of each pair's state, 0 if unknown; held: the same by the source's (node, address), for pairs that are
-    resolved only while one looks; limit: of the downtime, in milliseconds.
+    resolved only while one looks; limit: of the downtime, in milliseconds; created: when the object was.
     """
 
     sizes: Mapping[str, int]
@@ -37,6 +39,12 @@ class Scale:
     limit_milliseconds: int | None = None
     arrow: str = "→"
     held: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    created: datetime | None = None
+
+    def took(self, status: Json) -> float | None:
+        """Seconds from the creation of a migration to its end; None if it has not ended, or if nobody knows."""
+        end = ended_at({"status": status})
+        return (end - self.created).total_seconds() if end is not None and self.created is not None else None
 
 
 def estimates(devices: Iterable[Json]) -> dict[tuple[str, str], int]:
@@ -77,6 +85,12 @@ def plain_line(status: Json, seconds: float) -> str:
     return f"  {seconds:4.1f} s  {total_text(status)}  {devices}".rstrip()
 
 
+def away_line(status: Json, silent: float) -> str:
+    """That what is shown is old: the API server has not answered for `silent` seconds."""
+    percent, phase = status.get("progress", {}).get("percent", 0), status.get("phase", Phase.PENDING)
+    return f"the API server does not answer for {silent:.0f} s; last seen: {phase}, {percent}%"
+
+
 def track(status: Json, mode: str) -> Text:
     """The phases of such a migration, with where it is."""
     phase, line, passed = status.get("phase", Phase.PENDING), Text("  "), True
@@ -98,7 +112,9 @@ def frame(status: Json, scale: Scale, seconds: float) -> RenderableType:
     """What a terminal shows at one moment, `seconds` after it began to look."""
     parts: list[RenderableType] = []
     if scale.title:
-        parts += [Text(scale.title, style="bold") + Text(f"  {seconds:.0f} s", style="dim"), track(status, scale.mode)]
+        took = scale.took(status)
+        time = f"  {seconds:.0f} s" if took is None else f"  took {took:.0f} s"
+        parts += [Text(scale.title, style="bold") + Text(time, style="dim"), track(status, scale.mode)]
     grid = Table.grid(padding=(0, 1))
     devices = {d["name"]: d for d in status.get("devices", [])}
     sizes = {**sizes_of(status.get("pairs", []), scale.held), **scale.sizes}
@@ -107,9 +123,9 @@ def frame(status: Json, scale: Scale, seconds: float) -> RenderableType:
         device = devices.get(name, {})
         done = int(device.get("bytes", 0))
         size = max(sizes.get(name) or share, done, 1)
-        grid.add_row(f"  {name}", _bar(done, size, "cyan"), Text(device_text(device, scale.arrow) if device else ""))
+        grid.add_row(f"  {name}", _Bar(done, size, "cyan"), Text(device_text(device, scale.arrow) if device else ""))
     percent = int(status.get("progress", {}).get("percent", 0))
-    grid.add_row("  all", _bar(percent, 100, "bold magenta"), Text(total_text(status)))
+    grid.add_row("  all", _Bar(percent, 100, "bold magenta"), Text(total_text(status)))
     parts.append(grid)
     if len(names) > DEVICE_ROWS:
         parts.append(Text(f"  and {len(names) - DEVICE_ROWS} devices more", style="dim"))
@@ -125,8 +141,23 @@ def _share(status: Json) -> int:
     return total // max(1, len(status.get("devices", [])))
 
 
-def _bar(done: int, total: int, style: str) -> ProgressBar:
-    return ProgressBar(total, done, BAR_WIDTH, complete_style=style, finished_style=style, style="grey37")
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """A bar that shows also without colours where its end is."""
+
+    done: int
+    total: int
+    style: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole, half, rest = ("#", "", "-") if options.ascii_only else ("━", "╸", "─")
+        halves = 2 * BAR_WIDTH * min(self.done, self.total) // self.total
+        done = whole * (halves // 2) + half * (halves % 2)
+        yield Segment(done, console.get_style(self.style))
+        yield Segment(rest * (BAR_WIDTH - len(done)), console.get_style("grey37"))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(BAR_WIDTH, BAR_WIDTH)
 
 
 def downtime_text(status: Json, scale: Scale) -> str:
@@ -134,6 +165,8 @@ def downtime_text(status: Json, scale: Scale) -> str:
     was, predicted = status.get("downtimeMicroseconds"), status.get("predictedDowntimeMicroseconds")
     figures = [f"predicted {duration_text(predicted)}"] if predicted is not None else []
     figures += [f"limit {scale.limit_milliseconds} ms"] if scale.limit_milliseconds is not None else []
+    if status.get("phase") == Phase.CANCELLED:
+        return ""  # what would have been does not matter any more
     if was is not None:
         return f"downtime {duration_text(was)} ({', '.join(figures)})" if figures else f"downtime {duration_text(was)}"
     if predicted is None:

@@ -38,9 +38,9 @@ from vfio_cli.cluster import (
     REVIEWS,
     Cluster,
     Kind,
-    connect,
 )
-from vfio_cli.options import Context, Kubeconfig, Namespace, Output, emit
+from vfio_cli.naming import check_namespace
+from vfio_cli.options import Access, Output, emit
 from vfio_cli.problems import FAILED, UserError
 from vfio_cli.run_lists import AGENTS_IN, OPERATOR_IN, AgentNamespace, OperatorNamespace
 from vfio_cli.terminal import View
@@ -52,12 +52,16 @@ def doctor(
     operator_namespace: OperatorNamespace = OPERATOR_IN,
     agent_namespace: AgentNamespace = AGENTS_IN,
     output: Output = None,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    *,
+    access: Access,
 ) -> int:
-    """Check an installation: what is right, what is wrong, and what to do. The exit code is 1 if anything failed."""
-    cluster = connect(context, kubeconfig, namespace)
+    """Check an installation: what is right, what is wrong, and what to do.
+
+    The exit code is 1 if anything failed, or if less than half of it could be looked at; warnings alone are 0.
+    """
+    check_namespace(operator_namespace, "--operator-namespace")
+    check_namespace(agent_namespace, "--agent-namespace")
+    cluster = access.connect()
     version = str(cluster.raw("/version")["gitVersion"])  # nobody answers: no use to go on
     first = Finding(Level.OK, f"API server {cluster.server}", f"answers, Kubernetes {version}")
     findings = [first, *examine(_installation(cluster, operator_namespace, agent_namespace))]

@@ -1,5 +1,6 @@
 """devices, nodes, history and version: what there is."""
 
+import sys
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from vfio_api import API_GROUP, API_VERSION
 from vfio_cli.checks import is_agent
-from vfio_cli.cluster import DEVICES, MIGRATIONS, NODES, PODS, Cluster, connect
+from vfio_cli.cluster import DEVICES, MIGRATIONS, NODES, PODS, Cluster
 from vfio_cli.fields import columns
 from vfio_cli.lists import (
     DEVICE_HEAD,
@@ -19,7 +20,8 @@ from vfio_cli.lists import (
     node_facts,
     node_rows,
 )
-from vfio_cli.options import Context, Everywhere, Kubeconfig, Namespace, Output, emit, many, node_names
+from vfio_cli.naming import check_namespace
+from vfio_cli.options import Access, Everywhere, Output, Printing, emit, many, node_names
 from vfio_cli.problems import UserError
 from vfio_cli.terminal import View
 
@@ -38,16 +40,16 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], nothing: str) -> 
         view.line(line, "bold" if number == 0 else "")
 
 
-def devices(node: Node = None, output: Output = None, context: Context = None, kubeconfig: Kubeconfig = None) -> int:
+def devices(node: Node = None, *, printing: Printing, access: Access) -> int:
     """List the devices of all nodes, who uses them, and what they can."""
-    cluster = connect(context, kubeconfig, None)
+    cluster = access.connect()
     found = cluster.list(DEVICES)
     if node:
         found = [device for device in found if device["spec"]["nodeName"] == node]
         if not found and cluster.find(NODES, node) is None:
             raise UserError(f"Node {node}", "expected a node of that name, found none", "see kubectl vfio nodes")
-    if output is not None:
-        emit(output, many(found))
+    if printing.form is not None:
+        printing.emit(many(found))
         return 0
     nothing = "No device is published: see kubectl vfio doctor"
     _table(DEVICE_HEAD, device_rows(found), f"Node {node} has no device" if node else nothing)
@@ -57,16 +59,21 @@ def devices(node: Node = None, output: Output = None, context: Context = None, k
 def nodes(
     agent_namespace: AgentNamespace = AGENTS_IN,
     output: Output = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    *,
+    access: Access,
 ) -> int:
     """List the nodes that have devices or an agent, with how many devices are free there."""
-    cluster = connect(context, kubeconfig, None)
-    facts = node_facts(cluster.list(NODES), cluster.list(DEVICES), _agents(cluster, agent_namespace))
+    check_namespace(agent_namespace, "--agent-namespace")
+    cluster = access.connect()
+    agents = _agents(cluster, agent_namespace)
+    facts = node_facts(cluster.list(NODES), cluster.list(DEVICES), agents)
     if output is not None:
         emit(output, {"nodes": facts})
         return 0
     _table(NODE_HEAD, node_rows(facts), "No node has devices or an agent: see kubectl vfio doctor")
+    if not agents:
+        why = "may not be looked at" if agents is None else "has no agent: is --agent-namespace where they run?"
+        print(f"warning: namespace {agent_namespace} {why}", file=sys.stderr)
     return 0
 
 
@@ -82,17 +89,16 @@ def _agents(cluster: Cluster, namespace: str) -> list[dict[str, Any]] | None:
 
 def history(
     everywhere: Everywhere = False,
-    output: Output = None,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    *,
+    printing: Printing,
+    access: Access,
 ) -> int:
     """List the migrations that have ended, the last one first."""
-    cluster = connect(context, kubeconfig, namespace)
+    cluster = access.connect()
     space = "" if everywhere else cluster.namespace
     found = ended(cluster.list(MIGRATIONS, space))
-    if output is not None:
-        emit(output, many(found))
+    if printing.form is not None:
+        printing.emit(many(found))
         return 0
     head: tuple[str, ...] = HISTORY_HEAD
     rows = history_rows(found, cluster.now(), View().arrow)
@@ -107,13 +113,13 @@ def history(
 def version(
     client: Annotated[bool, typer.Option("--client", help="Do not ask the API server.")] = False,
     output: Output = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    *,
+    access: Access,
 ) -> int:
     """Print the versions of the plugin, the API and the API server."""
     facts = {"plugin": metadata.version("vfio-migration"), "api": f"{API_GROUP}/{API_VERSION}"}
     if not client:
-        cluster = connect(context, kubeconfig, None)
+        cluster = access.connect()
         facts["kubernetes"] = str(cluster.raw("/version")["gitVersion"])
         try:
             served = [found["version"] for found in cluster.raw(f"/apis/{API_GROUP}")["versions"]]

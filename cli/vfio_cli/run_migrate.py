@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,129 +11,122 @@ import typer
 import yaml
 
 from vfio_api.models_migration import Mode, OnConvergenceTimeout, PreCopy
-from vfio_cli.cluster import MIGRATIONS, Cluster, connect
+from vfio_api.models_status import Phase
+from vfio_cli.cluster import MIGRATIONS, Cluster
+from vfio_cli.durations import whole
 from vfio_cli.fields import full_name, has_succeeded, is_committed, is_finished, phase_of
 from vfio_cli.follow import print_changes, report, show_progress, wait_for_end
-from vfio_cli.manifest import build, from_document, selection, wrong
-from vfio_cli.options import (
-    Context,
-    Form,
-    Kubeconfig,
-    Name,
-    Namespace,
-    Output,
-    bare,
-    emit,
-    node_names,
-)
-from vfio_cli.problems import FAILED, UserError
+from vfio_cli.manifest import STRATEGY, build, documents, from_document, migrate_command, selection
+from vfio_cli.naming import split
+from vfio_cli.options import Access, Name, Printing, Timeout, node_names
+from vfio_cli.problems import FAILED, INTERRUPTED, UserError, wrong
 from vfio_cli.terminal import View
 
 Json = dict[str, Any]
 _END = "NODE/DEVICE, or NAME=NODE/DEVICE. May be repeated."
 NewName = Annotated[str | None, typer.Argument(help="Name of the new VFIOMigration; made up if left out.")]
-Sources = Annotated[list[str] | None, typer.Option("--from", help=f"A source: {_END}")]
-Targets = Annotated[list[str] | None, typer.Option("--to", help=f"Its target: {_END}")]
-FromNode = Annotated[
-    str | None, typer.Option(help="All migratable devices in use on this node.", autocompletion=node_names)
-]
-FromPod = Annotated[str | None, typer.Option(help="All migratable devices of this pod of the namespace.")]
-ToNode = Annotated[str | None, typer.Option(help="The node that takes them.", autocompletion=node_names)]
 File = Annotated[str | None, typer.Option("--filename", "-f", help="A VFIOMigration in YAML or JSON; - is stdin.")]
-DowntimeLimit = Annotated[int | None, typer.Option("--downtime-limit", metavar="MS", help="Longest downtime planned.")]
-PreCopies = Annotated[PreCopy | None, typer.Option("--pre-copy", help="Whether to copy while devices run.")]
-Convergence = Annotated[int | None, typer.Option("--convergence-timeout", metavar="SECONDS", help="Longest pre-copy.")]
-OnConvergence = Annotated[
-    OnConvergenceTimeout | None, typer.Option("--on-convergence-timeout", help="What happens after that.")
+Ttl = Annotated[
+    int | None, typer.Option("--ttl", metavar="TIME", parser=whole("s"), help="Delete it so long after its end.")
 ]
-Acknowledge = Annotated[
-    bool | None,
-    typer.Option("--switchover-ack/--no-switchover-ack", help="Whether initial bytes are loaded before any stop."),
-]
-Switchover = Annotated[int | None, typer.Option("--switchover-timeout", metavar="SECONDS", help="Longest switchover.")]
-Bandwidth = Annotated[str | None, typer.Option("--bandwidth-limit", metavar="BYTES", help="Per second, such as 500M.")]
-Ttl = Annotated[int | None, typer.Option("--ttl", metavar="SECONDS", help="Delete it so long after its end.")]
-Timeout = Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait at most; by default forever.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Have it checked by the API server, create nothing.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Do not delete the object afterwards.")]
 
 
-def _strategy(
-    limit: int | None,
-    pre_copy: PreCopy | None,
-    convergence: int | None,
-    on_convergence: OnConvergenceTimeout | None,
-    acknowledge: bool | None,
-    switchover: int | None,
-    bandwidth: str | None,
-) -> Json:
-    return {
-        "downtimeLimitMilliseconds": limit,
-        "preCopy": pre_copy and pre_copy.value,
-        "convergenceTimeoutSeconds": convergence,
-        "onConvergenceTimeout": on_convergence and on_convergence.value,
-        "switchoverAck": acknowledge,
-        "switchoverTimeoutSeconds": switchover,
-        "bandwidthLimitBytesPerSecond": bandwidth,
-    }
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What moves where."""
+
+    sources: Annotated[list[str] | None, typer.Option("--from", help=f"A source: {_END}")] = None
+    targets: Annotated[list[str] | None, typer.Option("--to", help=f"Its target: {_END}")] = None
+    from_node: Annotated[
+        str | None, typer.Option(help="All migratable devices in use on this node.", autocompletion=node_names)
+    ] = None
+    from_pod: Annotated[str | None, typer.Option(help="All migratable devices of this pod of the namespace.")] = None
+    to_node: Annotated[str | None, typer.Option(help="The node that takes them.", autocompletion=node_names)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a forecast is compared with."""
+
+    downtime_limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TIME", parser=whole("ms"), help="Longest downtime planned, such as 300ms (a plain number is ms)."
+        ),
+    ] = None
+    pre_copy: Annotated[PreCopy | None, typer.Option(help="Whether to copy while devices run.")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """How the state is copied while devices run."""
+
+    convergence_timeout: Annotated[
+        int | None,
+        typer.Option(metavar="TIME", parser=whole("s"), help="Longest pre-copy, such as 5m (a plain number is s)."),
+    ] = None
+    on_convergence_timeout: Annotated[OnConvergenceTimeout | None, typer.Option(help="What happens after that.")] = None
+    bandwidth_limit: Annotated[str | None, typer.Option(metavar="BYTES", help="Per second, such as 500M.")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Switching:
+    """How devices are switched over."""
+
+    switchover_ack: Annotated[
+        bool | None,
+        typer.Option("--switchover-ack/--no-switchover-ack", help="Whether initial bytes are loaded before any stop."),
+    ] = None
+    switchover_timeout: Annotated[
+        int | None,
+        typer.Option(metavar="TIME", parser=whole("s"), help="Longest switchover, such as 30s (a plain number is s)."),
+    ] = None
+
+
+def _strategy(*bundles: Limits | Copying | Switching) -> Json:
+    """spec.strategy as the flags say it; None where they do not."""
+    given = {field.name: getattr(bundle, field.name) for bundle in bundles for field in fields(bundle)}
+    return {field: given.get(flag[2:].replace("-", "_")) for flag, field in STRATEGY.items()}
 
 
 def migrate(
     name: NewName = None,
-    sources: Sources = None,
-    targets: Targets = None,
-    from_node: FromNode = None,
-    from_pod: FromPod = None,
-    to_node: ToNode = None,
+    *,
+    ends: Ends,
     file: File = None,
-    downtime_limit: DowntimeLimit = None,
-    pre_copy: PreCopies = None,
-    convergence_timeout: Convergence = None,
-    on_convergence_timeout: OnConvergence = None,
-    switchover_ack: Acknowledge = None,
-    switchover_timeout: Switchover = None,
-    bandwidth_limit: Bandwidth = None,
+    limits: Limits,
+    copying: Copying,
+    switching: Switching,
     ttl: Ttl = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show its progress until it has ended.")] = False,
     timeout: Timeout = None,
     dry_run: DryRun = False,
-    output: Output = None,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    printing: Printing,
+    access: Access,
 ) -> int:
     """Move devices to another node: create a VFIOMigration, and wait for it if asked to."""
-    strategy = _strategy(
-        downtime_limit,
-        pre_copy,
-        convergence_timeout,
-        on_convergence_timeout,
-        switchover_ack,
-        switchover_timeout,
-        bandwidth_limit,
-    )
-    ends = (sources or [], targets or [], from_node, from_pod, to_node)
-    made = _wanted(Mode.MIGRATE, name, file, ends, strategy, ttl)
-    cluster = connect(context, kubeconfig, namespace)
-    space = _namespace(cluster, made, namespace)
+    made = _wanted(Mode.MIGRATE, name, file, ends, _strategy(limits, copying, switching), ttl, access)
+    cluster, space = _place(access, made)
     body = cluster.create(MIGRATIONS, made, space, dry_run=dry_run)
-    if output is not None and not (wait or watch):
-        emit(output, body)
-    elif output is None:
+    if printing.form is not None and not (wait or watch):
+        printing.emit(body)
+    elif printing.form is None:
         suffix = " (server dry run)" if dry_run else ""
         print(f"vfiomigration.vfiomigration.io/{body['metadata']['name']} created{suffix}", flush=True)
     if dry_run or not (wait or watch):
         return 0
-    return _ended(cluster, body, output, watch=watch, timeout=timeout)
+    return _ended(cluster, body, printing, watch=watch, timeout=timeout)
 
 
-def _ended(cluster: Cluster, body: Json, form: Form | None, *, watch: bool, timeout: float | None) -> int:
-    if form is not None and watch:
-        body = print_changes(cluster, body, form, timeout)
-    elif form is not None:
+def _ended(cluster: Cluster, body: Json, printing: Printing, *, watch: bool, timeout: float | None) -> int:
+    if printing.form is not None and watch:
+        body = print_changes(cluster, body, printing, timeout)
+    elif printing.form is not None:
         body = wait_for_end(cluster, body, timeout)
-        emit(form, body)
+        printing.emit(body)
     else:
         view = View()
         body = show_progress(cluster, body, view, timeout) if watch else wait_for_end(cluster, body, timeout)
@@ -141,124 +135,141 @@ def _ended(cluster: Cluster, body: Json, form: Form | None, *, watch: bool, time
 
 
 def _wanted(
-    mode: Mode,
-    name: str | None,
-    file: str | None,
-    ends: tuple[list[str], list[str], str | None, str | None, str | None],
-    strategy: Json,
-    ttl: int | None,
+    mode: Mode, name: str | None, file: str | None, ends: Ends, strategy: Json, ttl: int | None, access: Access
 ) -> Json:
     """The object that flags or a file describe. Raises UserError."""
     if file is None:
-        return build(mode, name, selection(*ends), strategy, ttl)
-    if name or any(ends) or ttl is not None or any(value is not None for value in strategy.values()):
-        raise wrong("-f", "expected no name and no flags that say what to migrate or how, found some beside the file")
+        named = split(name, access.namespace) if name is not None else None
+        what = selection(ends.sources or [], ends.targets or [], ends.from_node, ends.from_pod, ends.to_node)
+        made = build(mode, named.name if named else None, what, strategy, ttl)
+        if named is not None and named.namespace:
+            made["metadata"]["namespace"] = named.namespace
+        return made
+    beside = [f"the name {name!r}"] if name is not None else []
+    beside += [flag for flag, value in _given(ends, strategy, ttl).items() if value is not None]
+    if beside:
+        expected = "expected no name and no flags that say what to migrate or how"
+        raise wrong("-f", f"{expected}, found {', '.join(beside)} beside the file")
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+        found = documents(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())
+        why = said.replace('in "<unicode string>", ', "at ")
         raise UserError(f"file {file}", f"expected readable YAML, found: {why}", "correct or rename it") from error
-    if len(documents) != 1:
-        raise UserError(f"file {file}", f"expected one object, found {len(documents)}", "use kubectl apply for several")
-    return from_document(documents[0], f"file {file}", None if mode is Mode.MIGRATE else mode)
+    if len(found) != 1:
+        raise UserError(f"file {file}", f"expected one object, found {len(found)}", "use kubectl apply for several")
+    return from_document(found[0], f"file {file}", None if mode is Mode.MIGRATE else mode)
 
 
-def _namespace(cluster: Cluster, made: Json, flag: str | None) -> str:
-    """Where it goes: as the flag says, else the file, else the context. Raises UserError if they disagree."""
-    said = made["metadata"].get("namespace")
+def _given(ends: Ends, strategy: Json, ttl: int | None) -> Json:
+    """The values of the flags that a file takes the place of."""
+    where = {
+        "--from": ends.sources or None,
+        "--to": ends.targets or None,
+        "--from-node": ends.from_node,
+        "--from-pod": ends.from_pod,
+        "--to-node": ends.to_node,
+    }
+    return where | {flag: strategy[field] for flag, field in STRATEGY.items()} | {"--ttl": ttl}
+
+
+def _place(access: Access, made: Json) -> tuple[Cluster, str]:
+    """Where it goes: as the flag says, else its own name or file, else the context. Raises UserError."""
+    said, flag = made["metadata"].get("namespace"), access.namespace
     if said and flag and said != flag:
         raise wrong(f"-n {flag}", f"expected the namespace of the file, found {said} there", "leave -n out")
-    return str(said or cluster.namespace)
+    cluster = access.connect(said or "")
+    return cluster, cluster.namespace
 
 
 def plan(
-    sources: Sources = None,
-    targets: Targets = None,
-    from_node: FromNode = None,
-    from_pod: FromPod = None,
-    to_node: ToNode = None,
+    *,
+    ends: Ends,
     file: File = None,
-    downtime_limit: DowntimeLimit = None,
-    pre_copy: PreCopies = None,
+    limits: Limits,
     keep: Keep = False,
     timeout: Timeout = None,
-    output: Output = None,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    printing: Printing,
+    access: Access,
 ) -> int:
     """Check whether a migration could be done, and predict its downtime. Nothing is touched."""
-    strategy = _strategy(downtime_limit, pre_copy, None, None, None, None, None)
-    ends = (sources or [], targets or [], from_node, from_pod, to_node)
-    made = _wanted(Mode.PLAN, None, file, ends, strategy, None)
-    return _try_out(connect(context, kubeconfig, namespace), made, namespace, output, keep=keep, timeout=timeout)
+    made = _wanted(Mode.PLAN, None, file, ends, _strategy(limits), None, access)
+    return _try_out(access, made, file, printing, keep=keep, timeout=timeout)
 
 
 def rehearse(
-    sources: Sources = None,
-    targets: Targets = None,
-    from_node: FromNode = None,
-    from_pod: FromPod = None,
-    to_node: ToNode = None,
+    *,
+    ends: Ends,
     file: File = None,
-    downtime_limit: DowntimeLimit = None,
-    pre_copy: PreCopies = None,
-    convergence_timeout: Convergence = None,
-    on_convergence_timeout: OnConvergence = None,
-    bandwidth_limit: Bandwidth = None,
+    limits: Limits,
+    copying: Copying,
     keep: Keep = False,
     timeout: Timeout = None,
-    output: Output = None,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    printing: Printing,
+    access: Access,
 ) -> int:
     """Do everything up to the switchover with the real targets, measure, then let the sources run on."""
-    strategy = _strategy(
-        downtime_limit, pre_copy, convergence_timeout, on_convergence_timeout, None, None, bandwidth_limit
-    )
-    ends = (sources or [], targets or [], from_node, from_pod, to_node)
-    made = _wanted(Mode.REHEARSE, None, file, ends, strategy, None)
-    return _try_out(connect(context, kubeconfig, namespace), made, namespace, output, keep=keep, timeout=timeout)
+    made = _wanted(Mode.REHEARSE, None, file, ends, _strategy(limits, copying), None, access)
+    return _try_out(access, made, file, printing, keep=keep, timeout=timeout)
 
 
 def _try_out(
-    cluster: Cluster, made: Json, namespace: str | None, form: Form | None, *, keep: bool, timeout: float | None
+    access: Access, made: Json, file: str | None, printing: Printing, *, keep: bool, timeout: float | None
 ) -> int:
     """Create it, see it through, show what it came to, and clean up."""
-    body = cluster.create(MIGRATIONS, made, _namespace(cluster, made, namespace))
+    cluster, space = _place(access, made)
+    body = cluster.create(MIGRATIONS, made, space)
     with _deleted_afterwards(cluster, body, keep=keep):
-        if form is None and made["spec"]["mode"] == Mode.REHEARSE.value:
-            view = View()
-            body = show_progress(cluster, body, view, timeout)
+        if printing.form is None and made["spec"]["mode"] == Mode.REHEARSE.value:
+            body = show_progress(cluster, body, View(), timeout)
         else:
             body = wait_for_end(cluster, body, timeout)
-        if form is not None:
-            emit(form, body)
+        if printing.form is not None:
+            printing.emit(body)
         else:
-            report(View(), body)
-    if keep and form is None:
+            report(View(), body, _then(access, made, file) if has_succeeded(body) else None)
+    if keep and printing.form is None:
         print(f"kept as vfiomigration.vfiomigration.io/{body['metadata']['name']}", flush=True)
     return 0 if has_succeeded(body) else FAILED
+
+
+def _then(access: Access, made: Json, file: str | None) -> str:
+    """The command that does what was tried out."""
+    command = migrate_command(made["spec"], access.flags(), file)
+    # what is tried out under a name of its own says so in the file
+    own_mode = file is not None and "name" in made["metadata"]
+    return f"{command} (with mode: Migrate in that file)" if own_mode else command
 
 
 @contextlib.contextmanager
 def _deleted_afterwards(cluster: Cluster, body: Json, *, keep: bool) -> Iterator[None]:
     """Delete what was created only to look, also if that was interrupted: deletion cancels it."""
+    if keep:
+        yield
+        return
     try:
         yield
     except UserError as problem:
-        if not keep:
-            next_step = "it is deleted, which cancels it"
-            raise UserError(problem.subject, problem.found, next_step, code=problem.code) from problem
+        found = "not waited for any longer" if problem.code == INTERRUPTED else problem.found
+        kept = _delete(cluster, body)
+        next_step = f"it goes on: {kept}" if kept else "it is deleted, which cancels it"
+        raise UserError(problem.subject, found, next_step, code=problem.code) from problem
+    except BaseException:
+        _delete(cluster, body)
         raise
-    finally:
-        if not keep:
-            try:
-                cluster.delete(MIGRATIONS, body["metadata"]["name"], body["metadata"]["namespace"])
-            except UserError as problem:
-                print(f"warning: {full_name(body)} is not deleted: {problem}", file=sys.stderr)
+    if kept := _delete(cluster, body):
+        print(f"warning: {full_name(body)} is there still: {kept}", file=sys.stderr)
+
+
+def _delete(cluster: Cluster, body: Json) -> str:
+    """Delete it; if that fails, why, and how to do it by hand."""
+    name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
+    try:
+        cluster.delete(MIGRATIONS, name, namespace)
+    except UserError as problem:
+        return f"deleting it failed ({problem.found}); kubectl delete vfm {name} -n {namespace}"
+    return ""
 
 
 def cancel(
@@ -266,38 +277,37 @@ def cancel(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until every source runs again.")] = False,
     timeout: Timeout = None,
-    output: Output = None,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    *,
+    printing: Printing,
+    access: Access,
 ) -> int:
     """Give a migration up: its sources run on. Works until the decision is Commit."""
-    cluster = connect(context, kubeconfig, namespace)
-    body = cluster.get(MIGRATIONS, bare(name), cluster.namespace)
+    cluster, body = access.migration(name)
+    own, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
     subject = f"VFIOMigration {full_name(body)}"
     if is_finished(body):
         found = f"expected a migration that is under way, found one that has ended: {phase_of(body)}"
-        raise UserError(subject, found, f"nothing is left to cancel; see kubectl vfio explain {bare(name)}")
+        raise UserError(subject, found, f"nothing is left to cancel; see kubectl vfio explain {own} -n {namespace}")
     if is_committed(body):
         found = "expected one that is not decided, found the decision Commit: the targets are being started"
-        raise UserError(subject, found, f"wait for its end: kubectl vfio watch {bare(name)}")
-    if not yes:
-        _ask(subject, body)
-    body = cluster.change(MIGRATIONS, bare(name), cluster.namespace, {"spec": {"cancel": True}})
+        raise UserError(subject, found, f"wait for its end: kubectl vfio watch {own} -n {namespace}")
+    if not yes and not _agreed(subject, body):
+        print(f"{subject} is not cancelled: it goes on", flush=True)
+        return 0
+    body = cluster.change(MIGRATIONS, own, namespace, {"spec": {"cancel": True}})
+    if printing.form is None:
+        print(f"vfiomigration.vfiomigration.io/{own} is told to cancel", flush=True)
     if wait:
         body = wait_for_end(cluster, body, timeout)
-    if output is not None:
-        emit(output, body)
-    else:
-        print(f"vfiomigration.vfiomigration.io/{bare(name)} is told to cancel", flush=True)
-        if wait:
-            report(View(), body)
+    if printing.form is not None:
+        printing.emit(body)
+    elif wait:
+        report(View(), body)
     # it may have been decided in the meantime: then it has not been cancelled
-    return FAILED if wait and phase_of(body) != "Cancelled" else 0
+    return FAILED if wait and phase_of(body) != Phase.CANCELLED else 0
 
 
-def _ask(subject: str, body: Json) -> None:
+def _agreed(subject: str, body: Json) -> bool:
     if not sys.stdin.isatty():
         raise wrong(subject, "expected a terminal to ask for confirmation, found none", "add --yes")
-    if not typer.confirm(f"{subject} is {phase_of(body)}. Cancel it, so that its sources run on?", err=True):
-        raise UserError(subject, "not cancelled", "it goes on")
+    return typer.confirm(f"{subject} is {phase_of(body)}. Cancel it, so that its sources run on?", err=True)

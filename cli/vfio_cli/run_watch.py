@@ -5,34 +5,31 @@ from typing import Annotated, Any
 
 import typer
 
-from vfio_cli.cluster import DEVICES, EVENTS, MIGRATIONS, SWITCHOVERS, Cluster, connect
+from vfio_cli.cluster import DEVICES, EVENTS, SWITCHOVERS, Cluster
 from vfio_cli.explain import Case, Story
 from vfio_cli.explain import explain as tell
 from vfio_cli.fields import full_name, has_succeeded, phase_of, route_of
 from vfio_cli.follow import print_changes, report, show_progress
-from vfio_cli.options import Context, Kubeconfig, Name, Namespace, Output, bare, emit
+from vfio_cli.options import Access, Name, Output, Printing, Timeout, emit
 from vfio_cli.pictures import draw_png, page
 from vfio_cli.problems import FAILED, UserError
 from vfio_cli.terminal import View
 from vfio_cli.waterfall import Bar, chart, duration_text, overview, switchover
 
 Json = dict[str, Any]
-Timeout = Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait at most; by default forever.")]
 
 
 def watch(
     name: Name,
-    output: Output = None,
     timeout: Timeout = None,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    *,
+    printing: Printing,
+    access: Access,
 ) -> int:
     """Follow a migration until it has ended. The exit code is 0 only if it succeeded."""
-    cluster = connect(context, kubeconfig, namespace)
-    body = cluster.get(MIGRATIONS, bare(name), cluster.namespace)
-    if output is not None:
-        body = print_changes(cluster, body, output, timeout)
+    cluster, body = access.migration(name)
+    if printing.form is not None:
+        body = print_changes(cluster, body, printing, timeout)
     else:
         view = View()
         body = show_progress(cluster, body, view, timeout)
@@ -45,13 +42,11 @@ def timeline(
     output: Output = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to this file instead.")] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write a picture to this file instead.")] = None,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    *,
+    access: Access,
 ) -> int:
     """Show how long each step took, and what the downtime was made of."""
-    cluster = connect(context, kubeconfig, namespace)
-    body = cluster.get(MIGRATIONS, bare(name), cluster.namespace)
+    _, body = access.migration(name)
     timings = body.get("status", {}).get("timings", [])
     whole, down = overview(timings), switchover(timings)
     if output is not None:
@@ -60,9 +55,9 @@ def timeline(
         return 0
     if not timings:
         found = f"expected steps that were timed, found none: it is {phase_of(body)}"
-        raise UserError(
-            f"VFIOMigration {full_name(body)}", found, f"see kubectl vfio explain {body['metadata']['name']}"
-        )
+        own, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
+        next_step = f"see kubectl vfio explain {own} -n {namespace}"
+        raise UserError(f"VFIOMigration {full_name(body)}", found, next_step)
     microseconds = body["status"].get("downtimeMicroseconds")
     detail = f"The switchover in detail: {_downtime(microseconds)}"
     charts = [("The whole migration", whole), (detail, down)]
@@ -74,6 +69,9 @@ def timeline(
             draw_png(png, title, charts)
         except OSError as error:
             raise _unwritable(png, error) from error
+    for path in (html, png):
+        if path is not None:
+            print(f"wrote {path}", flush=True)
     if html is None and png is None:
         _draw(View(), body, charts, microseconds)
     return 0
@@ -133,13 +131,11 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 def explain(
     name: Name,
     output: Output = None,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
+    *,
+    access: Access,
 ) -> int:
     """Say in sentences why a migration is where it is, and what to do next."""
-    cluster = connect(context, kubeconfig, namespace)
-    body = cluster.get(MIGRATIONS, bare(name), cluster.namespace)
+    cluster, body = access.migration(name)
     story = tell(_case(cluster, body))
     if output is not None:
         parts = {"headline": story.headline, "sentences": list(story.sentences), "events": list(story.events)}

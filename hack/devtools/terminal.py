@@ -13,13 +13,18 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def on_terminal(
-    command: Sequence[str], environment: Mapping[str, str], *, columns: int = 100, lines: int = 40
+    command: Sequence[str], environment: Mapping[str, str], *, columns: int = 100, lines: int = 40, typed: str = ""
 ) -> tuple[int, str]:
-    """(exit code, everything that it wrote, escape sequences and all) of a command that writes to a terminal."""
+    """(exit code, everything that it wrote, escape sequences and all) of a command that writes to a terminal.
+
+    What is typed is there from the beginning; without it, the terminal is no stdin.
+    """
     leader, follower = pty.openpty()
     size = {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(lines)}
     try:
-        process = subprocess.Popen(command, env={**environment, **size}, stdout=follower, stderr=follower)
+        stdin = follower if typed else None
+        process = subprocess.Popen(command, env={**environment, **size}, stdin=stdin, stdout=follower, stderr=follower)
+        os.write(leader, typed.encode())
     finally:
         os.close(follower)
     written = b""

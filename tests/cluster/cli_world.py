@@ -94,9 +94,9 @@ class Plugin:
             process.kill()
             process.communicate()
 
-    def on_terminal(self, *arguments: str) -> tuple[int, str]:
-        """(exit code, everything that it wrote) on a terminal of its own."""
-        return on_terminal(self.command(*arguments), self.environment)
+    def on_terminal(self, *arguments: str, typed: str = "") -> tuple[int, str]:
+        """(exit code, everything that it wrote) on a terminal of its own, where something is typed."""
+        return on_terminal(self.command(*arguments), self.environment, typed=typed)
 
 
 def first_line(process: "subprocess.Popen[str]") -> str:

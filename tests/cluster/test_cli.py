@@ -61,7 +61,8 @@ def test_a_timeline_as_a_page_and_as_a_picture(world: World, plugin: Plugin, tmp
     with world.workload("node-a", ["sim0"]):
         plugin.good("migrate", "cli-drawn", "--from", "node-a/sim0", "--to", "node-b/sim0", "--wait")
     page, picture = tmp_path / "t.html", tmp_path / "t.png"
-    assert plugin.good("timeline", "cli-drawn", "--html", str(page), "--png", str(picture)) == ""
+    drawn = plugin.good("timeline", "default/cli-drawn", "--html", str(page), "--png", str(picture))
+    assert drawn == f"wrote {page}\nwrote {picture}\n"
     assert page.read_text().count("<rect") > 8
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "cannot" not in plugin.refused("timeline", "cli-drawn", "--html", "/nowhere/t.html")
@@ -103,9 +104,13 @@ def test_a_failed_one_is_watched_to_its_end_and_explained(world: World, plugin: 
 def test_plan_says_of_each_pair_why_not_and_leaves_nothing(world: World, plugin: Plugin) -> None:
     with world.workload("node-a", ["sim0", "sim1"]):
         before = {m["metadata"]["name"] for m in world.stack.get("vfm")["items"]}
-        good = plugin.good("plan", *NODES)
+        good = plugin.good("plan", *NODES, "-n", "default")
         assert " ✓ sim1: node-a/sim1 → node-b/sim1" in good
         assert "of downtime, " in good
+        assert good.splitlines()[-1] == f" → next: kubectl vfio migrate {' '.join(NODES)} -n default"
+        limited = plugin.good("plan", *NODES, "--downtime-limit", "1ms")
+        assert "over the limit 1 ms, if all state were sent while stopped; pre-copy sends most" in limited
+        assert f"next: kubectl vfio migrate {' '.join(NODES)} --downtime-limit 1\n" in limited
         bad = ("--from", "a=node-a/sim0", "--to", "a=node-b/sim0", "--from", "b=node-a/sim1", "--to", "b=node-b/other")
         ran = plugin.run("plan", *bad)
         assert ran.code == 1
@@ -126,6 +131,7 @@ def test_rehearse_measures_from_a_file_and_can_be_kept(world: World, plugin: Plu
         assert name.startswith("rehearse-from-a-file-")
         assert world.stack.get("vfm", name)["status"]["predictedDowntimeMicroseconds"] > 0
         world.stack.kubectl("delete", "vfm", name)
+        assert f"next: kubectl vfio migrate -f {manifest}\n" in plugin.good("rehearse", "-f", str(manifest))
         out = plugin.good("rehearse", "-f", "-", stdin=manifest.read_text())
         assert "rehearsed; every source runs on" in out
         assert "PreCopy" in out
@@ -142,10 +148,19 @@ def test_cancel_asks_then_gives_the_migration_up(world: World, plugin: Plugin) -
         assert "expected a terminal to ask for confirmation, found none; add --yes" in plugin.refused(
             "cancel", "cli-cancelled", code=2
         )
-        out = plugin.good("cancel", "cli-cancelled", "--yes", "--wait")
-        assert " ✗ Cancelled: Cancelled: " in out
+        assert "found 'vfd' before the name" in plugin.refused("cancel", "vfd/cli-cancelled", "--yes", code=2)
+        code, asked = plugin.on_terminal("cancel", "cli-cancelled", typed="n\n")
+        assert code == 0
+        assert asked.endswith("VFIOMigration default/cli-cancelled is not cancelled: it goes on\n")
+        assert not world.stack.get("vfm", "cli-cancelled")["spec"].get("cancel")
+        out = plugin.good("cancel", "default/cli-cancelled", "--yes", "--wait")
+        assert out.startswith("vfiomigration.vfiomigration.io/cli-cancelled is told to cancel\n ! Cancelled: ")
+        assert "Cancelled: Cancelled" not in out
+        assert "forecast" not in out
         assert world.states("node-a") == ["RUNNING"] * 4
-        assert plugin.run("watch", "cli-cancelled").code == 1
+        ran = plugin.run("watch", "cli-cancelled")
+        assert ran.code == 1
+        assert not ran.out.startswith("   0.0 s")  # how long it took, not how long it was watched
 
 
 def test_ctrl_c_leaves_a_migration_alone_and_takes_a_rehearsal_back(world: World, plugin: Plugin) -> None:
@@ -165,7 +180,7 @@ def test_ctrl_c_leaves_a_migration_alone_and_takes_a_rehearsal_back(world: World
         with plugin.start("rehearse", *NODES, *SLOW) as rehearsing:
             ran = interrupt(rehearsing)
         assert ran.code == 130
-        assert "it is deleted, which cancels it" in ran.error
+        assert "not waited for any longer; it is deleted, which cancels it" in ran.error
         world.stack.wait_until(
             lambda: {m["metadata"]["name"] for m in world.stack.get("vfm")["items"]} == before, "it is gone", 60
         )
@@ -178,6 +193,10 @@ def test_a_wait_that_is_over_and_a_migration_that_is_deleted_meanwhile(world: Wo
         ran = plugin.run("watch", "cli-deleted", "--timeout", "1")
         assert ran.code == 1
         assert "expected it to finish within 1 s, found it in P" in ran.error
+        assert "it goes on: kubectl vfio watch cli-deleted -n default" in ran.error
+        once = plugin.run("watch", "cli-deleted", "--timeout", "0")
+        assert (once.code, once.out.count("\n")) == (1, 1)
+        assert "expected one that has finished, found it in P" in once.error
         with plugin.start("watch", "cli-deleted") as watching:
             first_line(watching)
             world.stack.kubectl("delete", "vfm", "cli-deleted", "--wait=false")
@@ -189,8 +208,16 @@ def test_a_wait_that_is_over_and_a_migration_that_is_deleted_meanwhile(world: Wo
 def test_a_dry_run_is_checked_by_admission_and_stores_nothing(world: World, plugin: Plugin) -> None:
     out = plugin.good("migrate", "cli-dry", "--from", "node-a/x", "--to", "node-b/x", "--dry-run")
     assert out == "vfiomigration.vfiomigration.io/cli-dry created (server dry run)\n"
-    made = yaml.safe_load(plugin.good("migrate", "cli-dry", *NODES, "--ttl", "5", "--dry-run", "-o", "yaml"))
-    assert made["spec"]["ttlSecondsAfterFinished"] == 5
+    spans = ("--ttl", "5m", "--downtime-limit", "0.2s", "--convergence-timeout", "1m30s", "--switchover-timeout", "20")
+    made = yaml.safe_load(plugin.good("migrate", "default/cli-dry", *NODES, *spans, "--dry-run", "-o", "yaml"))
+    assert made["spec"]["ttlSecondsAfterFinished"] == 300
+    assert made["spec"]["strategy"]["downtimeLimitMilliseconds"] == 200
+    assert made["spec"]["strategy"]["convergenceTimeoutSeconds"] == 90
+    assert made["spec"]["strategy"]["switchoverTimeoutSeconds"] == 20
+    assert "managedFields" not in made["metadata"]
+    assert "managedFields:" in plugin.good(
+        "migrate", "cli-dry", *NODES, "--dry-run", "-o", "yaml", "--show-managed-fields"
+    )
     assert made["metadata"]["annotations"]  # the requester, which admission has written
     assert "expected an object of that name, found none" in plugin.refused("watch", "cli-dry")
 
@@ -201,10 +228,15 @@ def test_devices_and_nodes(world: World, plugin: Plugin) -> None:
         assert rows[0][:3] == ["NODE", "DEVICE", "DRIVER"]
         assert {row[0] for row in rows[1:]} == {"node-a"}
         assert next(row for row in rows if row[1] == "sim0")[5:8] == ["workload", "test", "RUNNING"]
-        assert len(plugin.run("devices", "-o", "json").data()["items"]) == 16
+        listed = plugin.run("devices", "-n", "default", "-o", "json").data()["items"]
+        assert len(listed) == 16
+        assert not any("managedFields" in item["metadata"] for item in listed)
         nodes = {fact["node"]: fact for fact in plugin.run("nodes", "-o", "json").data()["nodes"]}
         assert (nodes["node-a"]["inUse"], nodes["node-a"]["notMigratable"], nodes["node-a"]["agent"]) == (1, 1, True)
         assert "node-b   yes     yes" in plugin.good("nodes")
+        assert plugin.run("nodes", "--agent-namespace", "default").error == (
+            "warning: namespace default has no agent: is --agent-namespace where they run?\n"
+        )
 
 
 def test_kubectl_finds_the_plugin_and_completes_it(world: World, tmp_path: Path) -> None:
@@ -232,3 +264,20 @@ def test_a_user_with_few_rights_is_told_which_one_is_missing(world: World, tmp_p
     assert any("you may not use vfiodevices" in text for text in rights)
     assert any("you may not create vfiomigrations in namespace default" in text for text in rights)
     assert rights[-1].startswith("2 of ")
+
+
+def test_to_act_as_somebody_else_is_as_with_kubectl(world: World, plugin: Plugin) -> None:
+    rules = [rule(API, "vfiomigrations", "get", "list")]
+    grant(world.stack.plane, "cli-crowd", rules, group="cli-second")
+    crowd = ("--as", "someone", "--as-group", "cli-first", "--as-group", "cli-second")
+    wait_until(lambda: plugin.run("history", *crowd).code == 0, "the grant is known")
+    for command in ("devices", "nodes"):
+        refused = plugin.refused(command, *crowd)
+        assert 'User "someone" cannot list resource' in refused
+    assert 'User "someone" cannot list resource' in plugin.refused("history", *crowd[:4])
+    few = plugin.run("doctor", *crowd)
+    assert few.code == 1
+    assert "ClusterRole vfio-device-viewer to you" in few.out
+    assert "could not be looked at, since you may not read them: 3 CRD, " in few.out
+    assert " ✗ the whole: only 0 of " in few.out
+    assert "kubectl vfio doctor lists" not in few.out

@@ -10,7 +10,16 @@ from cluster.cli_world import Plugin
 from cluster.users import grant, rule, service_account, wait_until
 from cluster.world import World
 from devtools.stack import AGENT_NAMESPACE, NAMESPACE, chart_objects
-from vfio_cli.checks import AGENT, KEEPER, MUTATING_POLICIES, OPERATOR, VALIDATING_POLICIES, crd_names
+from vfio_api.names import DEVICE_USER_ROLE
+from vfio_cli.checks import (
+    AGENT,
+    DEVICE_VIEWER_ROLE,
+    KEEPER,
+    MUTATING_POLICIES,
+    OPERATOR,
+    VALIDATING_POLICIES,
+    crd_names,
+)
 from vfio_cli.run_lists import AGENTS_IN, OPERATOR_IN
 
 Json = dict[str, Any]
@@ -53,6 +62,7 @@ def test_the_names_that_the_doctor_looks_for_are_the_charts() -> None:
     assert names["CustomResourceDefinition"] == set(crd_names())
     assert names["Deployment"] == {OPERATOR}
     assert {AGENT, KEEPER} <= names["DaemonSet"]
+    assert {DEVICE_USER_ROLE, DEVICE_VIEWER_ROLE} <= names["ClusterRole"]
     assert (OPERATOR_IN, AGENTS_IN) == (NAMESPACE, AGENT_NAMESPACE)
 
 

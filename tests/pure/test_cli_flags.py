@@ -3,12 +3,16 @@
 import json
 
 import pytest
+import typer
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vfio_api.models_migration import Mode, VFIOMigration
+from vfio_cli.durations import seconds, spans, whole
 from vfio_cli.fields import age_text, columns, size_text, word_of
-from vfio_cli.manifest import build, from_document, pair_up, selection
+from vfio_cli.manifest import build, documents, from_document, migrate_command, pair_up, selection
+from vfio_cli.naming import Named, check_namespace, existing
 from vfio_cli.problems import FAILED, USAGE, UserError, refused, unreachable
 
 
@@ -139,3 +143,146 @@ def test_every_cell_of_a_table_begins_below_its_head(rows):
     lines = list(columns(("ONE", "TWO"), rows))
     at = lines[0].index("TWO")
     assert [line[at:].rstrip() for line in lines[1:]] == [second for _, second in rows]
+
+
+def test_a_namespace_that_is_not_there_is_named():
+    body = answer(404, "NotFound", 'namespaces "lba" not found', name="lba", kind="namespaces")
+    assert str(refused(404, "", body, "VFIOMigration lba/m")) == (
+        "Namespace lba: expected a namespace of that name, found none; look at -n: kubectl get ns"
+    )
+
+
+def test_an_error_has_the_name_that_was_made_up():
+    body = answer(422, "Invalid", "spec is wrong", name="migrate-x7k2p")
+    assert str(refused(422, "", body, "VFIOMigration lab/migrate-")).startswith("VFIOMigration lab/migrate-x7k2p: ")
+    assert str(refused(500, "", "", "VFIOMigration lab/migrate-")).startswith("VFIOMigration lab/migrate-...: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "flag", "name", "namespace"),
+    [
+        ("m", None, "m", ""),
+        ("m", "lab", "m", "lab"),
+        ("vfm/m", None, "m", ""),
+        ("VFM/m", "lab", "m", "lab"),
+        ("vfm/status", None, "status", ""),
+        ("vfiomigration/m", None, "m", ""),
+        ("vfiomigrations.vfiomigration.io/m", None, "m", ""),
+        ("vfiomigration.vfiomigration.io/m", None, "m", ""),
+        ("vfiomigrations.v1alpha1.vfiomigration.io/m", None, "m", ""),
+        ("lab/m", None, "m", "lab"),
+        ("lab/m", "lab", "m", "lab"),
+    ],
+)
+def test_what_a_migration_may_be_called(text, flag, name, namespace):
+    assert existing(text, flag) == Named(name, namespace)
+
+
+@pytest.mark.parametrize(
+    ("text", "flag", "said"),
+    [
+        ("", None, "NAME: expected the name of a VFIOMigration, found ''"),
+        (" ", None, "found ' '"),
+        ("/", None, "found '/'"),
+        ("lab/", None, "found 'lab/'"),
+        ("/m", None, "found '' before the name"),
+        ("vfd/demo", None, "expected a VFIOMigration, found 'vfd' before the name; type NAME, vfm/NAME or NAMESPACE/"),
+        ("VFS/demo", None, "found 'VFS' before the name"),
+        ("Pod/demo", None, "found 'Pod' before the name"),
+        ("nodes/demo", None, "found 'nodes' before the name"),
+        ("pods.metrics.k8s.io/demo", None, "found 'pods.metrics.k8s.io' before"),
+        ("vfm.other.io/demo", None, "found 'vfm.other.io' before"),
+        ("Lab/demo", None, "found 'Lab' before"),
+        ("a/b/c", None, "a/b/c: expected one migration, found a path; type NAME"),
+        ("vfm/demo/status", None, "expected one migration, found a path"),
+        ("demo/status", None, "expected one migration, found a path"),
+        (
+            "lab/m",
+            "other",
+            "found lab in the name and other in -n; type m -n lab, or m -n other",
+        ),
+        ("..", None, "expected a name as objects have it"),
+        ("M", None, "expected a name as objects have it"),
+        ("a" * 254, None, "expected a name as objects have it"),
+    ],
+)
+def test_what_is_no_name_of_a_migration_is_refused_with_what_to_type(text, flag, said):
+    with pytest.raises(UserError) as raised:
+        existing(text, flag)
+    assert said in str(raised.value)
+    assert raised.value.code == USAGE
+
+
+@pytest.mark.parametrize("flag", ["a/b", "Lab", "-", "x" * 64, "a b", "kube_system"])
+def test_a_namespace_that_no_namespace_can_have(flag):
+    with pytest.raises(UserError, match="expected the name of one namespace"):
+        check_namespace(flag)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "count"),
+    [
+        ("0", "s", 0),
+        ("90", "s", 90),
+        ("15m", "s", 900),
+        ("1h30m", "s", 5400),
+        ("1.5s", "ms", 1500),
+        ("300ms", "ms", 300),
+    ],
+)
+def test_spans_are_plain_numbers_or_as_kubectl_takes_them(text, unit, count):
+    assert spans(text, unit) == count
+    assert whole(unit)(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "soon", "15 m", "m", "-1", "5d", "1m30", "1e3", "nan", "inf"])
+def test_what_is_no_span_is_told_with_the_value_and_the_unit(text):
+    with pytest.raises(typer.BadParameter) as raised:
+        seconds(text)
+    assert str(raised.value).endswith(f"(a plain number is seconds), found {text!r}")
+
+
+def test_parts_of_a_unit_are_refused_where_whole_ones_are_meant():
+    with pytest.raises(typer.BadParameter, match=r"expected a whole number of milliseconds, found '1\.5ms'"):
+        whole("ms")("1.5ms")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({}, "expected metadata.name, found none"),
+        ({"metadata": None}, "expected metadata.name, found none"),
+        ({"metadata": []}, "expected metadata and spec with fields"),
+        ({"metadata": "m"}, "expected metadata and spec with fields"),
+        ({"metadata": {"name": 5}}, "expected text in metadata.name, found 5"),
+        ({"metadata": {"name": None}}, "expected text in metadata.name, found None"),
+        ({"metadata": {"name": ""}}, "expected metadata.name, found none"),
+        ({"metadata": {"name": "m", "namespace": 7}}, "expected text in metadata.namespace, found 7"),
+    ],
+)
+def test_a_file_without_a_usable_name_is_refused(metadata, said):
+    with pytest.raises(UserError) as raised:
+        from_document({"kind": "VFIOMigration", "spec": {}} | metadata, "file f", None)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2", "a: {b: 1, b: 2}", '{"a": 1, "a": 1}', "- a: 1\n  a: 2"])
+def test_a_key_that_is_there_twice_is_a_mistake(text):
+    with pytest.raises(yaml.YAMLError, match=r"found the key '[ab]' twice"):
+        documents(text)
+    assert documents("x: &x {a: 1}\ny: {<<: *x, a: 2}\n---\n") == [{"x": {"a": 1}, "y": {"a": 2}}]
+
+
+def test_the_command_that_goes_on_is_the_one_that_was_typed():
+    pairs = {"devices": pair_up(["a/x", "a/0000:3b:00.2"], ["b/x", "b/y"])}
+    strategy = {"downtimeLimitMilliseconds": 50, "preCopy": "Required", "switchoverAck": False}
+    planned = build(Mode.PLAN, None, pairs, strategy, None)
+    assert migrate_command(planned["spec"], ["-n", "lab"]) == (
+        "kubectl vfio migrate --from a/x --to b/x --from a/0000:3b:00.2 --to b/y --downtime-limit 50 "
+        "--pre-copy Required --no-switchover-ack -n lab"
+    )
+    named = {"devices": pair_up(["g=a/x"], ["g=b/x"])}
+    assert migrate_command(named, []) == "kubectl vfio migrate --from g=a/x --to g=b/x"
+    short = selection([], [], None, "my-pod", "b")
+    assert migrate_command(short, []) == "kubectl vfio migrate --from-pod my-pod --to-node b"
+    assert migrate_command({}, [], "my file") == "kubectl vfio migrate -f 'my file'"

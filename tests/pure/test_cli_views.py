@@ -1,6 +1,7 @@
 """What the plugin shows of a migration: pure functions from objects to text."""
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -23,9 +24,11 @@ from vfio_api.models_migration import Mode
 from vfio_api.reasons import ConditionReason
 from vfio_cli.explain import Case, Story, explain
 from vfio_cli.lists import device_rows, ended, history_rows, node_facts, node_rows
+from vfio_cli.live import MigrationView
 from vfio_cli.outcome import next_step_of, outcome
 from vfio_cli.pictures import page
 from vfio_cli.progress import DEVICE_ROWS, Scale, estimates, frame, sizes_of
+from vfio_cli.terminal import View
 from vfio_cli.waterfall import Bar
 
 NOW = datetime(2026, 11, 26, 1, 1, tzinfo=UTC)
@@ -50,9 +53,9 @@ def test_a_migration_that_copies():
     assert drawn(COPYING, SCALE) == [
         "lab/m  Migrate  node-a → node-b  2 s",
         "  Pending · Preparing · PreCopy · Switchover · Starting · Succeeded",
-        "  gpu0 ━━━━━━━╸                     30 MiB  PRE_COPY → RESUMING",
-        "  gpu1 ━━━━━━━━━━━━━━━╸             60 MiB  PRE_COPY → RESUMING",
-        "  all  ━━━━━━━━━━━╸                45%  90 MiB  200 MiB/s  ETA 3 s  downtime ~900 ms  PreCopy",
+        "  gpu0 ━━━━━━━╸──────────────────   30 MiB  PRE_COPY → RESUMING",
+        "  gpu1 ━━━━━━━━━━━━━━━╸──────────   60 MiB  PRE_COPY → RESUMING",
+        "  all  ━━━━━━━━━━━╸──────────────  45%  90 MiB  200 MiB/s  ETA 3 s  downtime ~900 ms  PreCopy",
         "  downtime: predicted 900 ms, limit 100 ms: not within it yet",
         "  pre-copy until the downtime limit can be kept",
     ]
@@ -69,7 +72,7 @@ def test_one_that_failed_ends_its_track_there():
 
 
 def test_before_there_is_a_status_there_are_empty_bars():
-    assert drawn({}, SCALE)[2:4] == ["  gpu0", "  gpu1"]
+    assert drawn({}, SCALE)[2:4] == [f"  gpu{n} {'─' * 26}" for n in (0, 1)]
 
 
 def test_of_many_devices_some_are_shown_and_the_rest_is_counted():
@@ -86,7 +89,7 @@ def test_sizes_come_from_the_sources_in_the_inventory():
     assert sizes_of([pair(0), pair(1)], held) == {"gpu0": 60 << 20, "gpu1": 0}
     # also if the pairs are known only by the status, as with the shorthand
     half = drawn(COPYING, Scale({}, held=held))[0]
-    assert half.split() == ["gpu0", "━" * 13, "30", "MiB", "PRE_COPY", "→", "RESUMING"]
+    assert half.split() == ["gpu0", "━" * 13 + "─" * 13, "30", "MiB", "PRE_COPY", "→", "RESUMING"]
 
 
 def test_without_an_estimate_each_device_has_its_share_of_what_the_percent_say():
@@ -146,9 +149,14 @@ def test_what_succeeded_is_explained_by_its_downtime():
 
 
 def test_what_nobody_has_taken_up_leads_to_the_doctor_after_a_while():
-    assert told(None).next_steps == ("See whether an operator leads: kubectl vfio doctor",)
+    late = told(None)
+    assert late.sentences[1].endswith("it seems that none leads.")
+    assert late.next_steps == (
+        "See whether an operator leads: kubectl vfio doctor",
+        "What to do then: docs/runbooks/VFIONoLeader.md of the project",
+    )
     soon = datetime.fromisoformat("2026-11-26T01:00:02+00:00")
-    assert told(None, now=soon).next_steps == ("Wait a moment.",)
+    assert told(None, now=soon).next_steps == ("Wait a moment, then again: kubectl vfio explain m -n lab",)
 
 
 def test_a_switchover_that_nobody_decided_and_a_committed_one():
@@ -210,6 +218,77 @@ def test_a_plan_says_of_each_pair_whether_and_why_not():
 def test_a_downtime_over_the_limit_is_marked_and_no_failure():
     over = {line.label: line.good for line in outcome(migration(SUCCEEDED, limit=20))}
     assert over == {"downtime": None, "copied": True, "Succeeded": True}
+
+
+def lines_of(body) -> dict[str, tuple[bool | None, str]]:
+    return {line.label: (line.good, line.text) for line in outcome(body)}
+
+
+def test_a_plan_over_the_limit_says_that_pre_copy_brings_it_down():
+    planned = {"phase": "Succeeded", "predictedDowntimeMicroseconds": 8_420_000, "conditions": conditions(1)}
+    good, text = lines_of(migration(planned, mode="Plan"))["forecast"]
+    assert good is None
+    assert text.startswith("8.42 s of downtime, over the limit 100 ms, if all state were sent while stopped;")
+    assert text.endswith("kubectl vfio rehearse measures it")
+    assert any("if all state were sent while stopped" in said for said in told(planned, mode="Plan").sentences)
+    # measured, or without pre-copy, it is what it is
+    assert "sent while stopped" not in lines_of(migration(planned, mode="Rehearse"))["forecast"][1]
+    never = migration(planned, mode="Plan")
+    never["spec"]["strategy"]["preCopy"] = "Disabled"
+    assert "sent while stopped" not in lines_of(never)["forecast"][1]
+
+
+CANCELLED = COPYING | {
+    "phase": "Cancelled",
+    "conditions": conditions(
+        2, condition("Finished", "True", "Cancelled"), condition("Succeeded", "False", "Cancelled", "by its user")
+    ),
+}
+
+
+def test_what_was_cancelled_is_neither_good_nor_bad_and_has_no_forecast():
+    assert lines_of(migration(CANCELLED)) == {"Cancelled": (None, "by its user")}
+    assert not any("forecast" in sentence for sentence in told(CANCELLED).sentences)
+    assert history_rows([migration(CANCELLED)], NOW)[0][4:6] == ("-", "-")
+    assert not any("predicted" in line for line in drawn(CANCELLED, SCALE))
+
+
+def test_one_that_has_ended_shows_how_long_it_took():
+    scale = replace(SCALE, created=datetime(2026, 11, 26, 1, 0, tzinfo=UTC))
+    assert drawn(SUCCEEDED, scale, seconds=0)[0].endswith("took 30 s")
+    assert drawn(COPYING, scale)[0].endswith(" 2 s")
+
+
+def test_bars_show_their_ends_also_where_there_is_no_unicode():
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
+    Console(file=out, width=96, color_system=None, legacy_windows=False).print(frame(COPYING, SCALE, 0))
+    out.flush()
+    lines = out.buffer.getvalue().decode().splitlines()
+    assert lines[2].split()[:2] == ["gpu0", f"{'#' * 7}{'-' * 19}"]
+
+
+def test_what_is_old_says_so_until_the_api_server_is_back():
+    out = io.StringIO()
+    view = MigrationView(View(out), SCALE)
+    with view as shown:
+        shown.show(COPYING)
+        shown.away(3.4)
+        shown.away(4.4)  # soon after: not said again
+        shown.show(SUCCEEDED)
+    lines = [line.split(" s  ", 1)[1] for line in out.getvalue().splitlines()]
+    assert lines[1] == "the API server does not answer for 3 s; last seen: PreCopy, 45%"
+    assert len(lines) == 3
+    assert "Succeeded" in lines[2]
+    live = MigrationView(View(out), SCALE)
+    live.show(COPYING)
+    live.away(7)
+    drawing = Console(file=io.StringIO(), width=96, color_system=None, record=True)
+    drawing.print(live)
+    assert "the API server does not answer for 7 s; last seen: PreCopy, 45%" in drawing.export_text(clear=False)
+    live.show(COPYING)
+    drawing.export_text()
+    drawing.print(live)
+    assert "does not answer" not in drawing.export_text()
 
 
 def test_devices_with_who_uses_them():
