@@ -178,9 +178,10 @@ class Lane:
         self.wait(lambda: all(n.connected for n in self.nodes.values()), "agents are connected", SETTLE_SECONDS)
 
     def _clean(self) -> bool:
+        # a device is there a moment before its status is
+        known = [(d["spec"], d.get("status", {})) for d in self._own_devices()]
         return all(
-            not d["spec"].get("claimRef") and not d.get("status", {}).get("holder") and d["status"].get("migratable")
-            for d in self._own_devices()
+            not spec.get("claimRef") and not status.get("holder") and status.get("migratable") for spec, status in known
         )
 
     def open(self, pairs: Sequence[Pair]) -> None:
