@@ -132,7 +132,8 @@ def _root_schema(model: type[Resource]) -> Schema:
     fields["kind"] = {"type": "string", "description": model.__name__}
     fields["metadata"] = {"type": "object"}
     fields["spec"] = _said(fields["spec"])
-    fields["status"] = _plain(_without_defaults(fields["status"]))
+    if "status" in fields:
+        fields["status"] = _plain(_without_defaults(fields["status"]))
     root["required"] = ["spec"]
     return root
 
@@ -150,15 +151,17 @@ def _column(column: Column) -> dict[str, Any]:
 def custom_resource_definition(model: type[Resource]) -> dict[str, Any]:
     """Return the CRD of a kind as the API server takes it."""
     info = model.crd
-    version = {
+    version: dict[str, Any] = {
         "name": API_VERSION,
         "served": True,
         "storage": True,
         "schema": {"openAPIV3Schema": _root_schema(model)},
-        "subresources": {"status": {}},
-        "additionalPrinterColumns": [_column(column) for column in info.columns],
-        "selectableFields": [{"jsonPath": path} for path in info.selectable_fields],
     }
+    if "status" in model.model_fields:
+        version["subresources"] = {"status": {}}
+    version["additionalPrinterColumns"] = [_column(column) for column in info.columns]
+    if info.selectable_fields:
+        version["selectableFields"] = [{"jsonPath": path} for path in info.selectable_fields]
     names = {
         "kind": model.__name__,
         "listKind": f"{model.__name__}List",

@@ -85,6 +85,36 @@ class Reason(Word):
         "preCopy is Required, and a device does not support it.",
         "Use preCopy: Auto.",
     )
+    POD_NOT_MOVABLE = (
+        "PodNotMovable",
+        "The pod cannot have a counterpart on another node: its controller, its volumes or its ports forbid it.",
+        "Do what the message says; the pod's devices can still be named one by one in spec.devices.",
+    )
+    POD_DEVICES_SPLIT = (
+        "PodDevicesSplit",
+        "Some, but not all, of a pod's devices were named, and they may do P2P among themselves.",
+        "Name all of the pod's devices that the message lists, or use spec.source.podName.",
+    )
+    DEVICE_AMBIGUOUS = (
+        "DeviceAmbiguous",
+        "More than one open file may be the device, so it was not guessed which.",
+        "Have the process say it through the agent's socket; the message lists what was found.",
+    )
+    FORBIDDEN_POD = (
+        "ForbiddenPod",
+        "Who asked for the migration may not delete its source pod or create pods.",
+        "Ask an administrator for these rights in the pod's namespace.",
+    )
+    NODE_BEING_EMPTIED = (
+        "NodeBeingEmptied",
+        "The target node is being emptied by a VFIOEvacuation.",
+        "Choose another target node, or wait for the end of that: kubectl get vfe.",
+    )
+    POLICY_CONFLICT = (
+        "PolicyConflict",
+        "Two VFIOMigrationPolicies select the migration, and neither is more specific.",
+        "Add a label to one of their selectors, or delete one: kubectl get vfp.",
+    )
     UNSUPPORTED_SPEC = (
         "UnsupportedSpec",
         "The spec asks for what this version of the operator cannot do.",
@@ -101,6 +131,26 @@ class Reason(Word):
         "Ask an administrator whether the chart's admission policies are installed, then create it anew.",
     )
     # failed on the way, rolled back
+    POD_GONE = (
+        "PodGone",
+        "The source pod was deleted or evicted, or has ended, before the decision.",
+        "Look at kubectl describe pod and at the Events of its node.",
+    )
+    TARGET_POD_FAILED = (
+        "TargetPodFailed",
+        "The counterpart of the source pod could not be created or scheduled, did not start in time, or ended.",
+        "Look at the message and at kubectl describe pod of the counterpart, then try again.",
+    )
+    PAUSE_FAILED = (
+        "PauseFailed",
+        "The workload could not be paused, or could not save or load its state; it runs on at the source.",
+        "Look at what the message says of its processes or of its hook.",
+    )
+    RESUME_FAILED = (
+        "ResumeFailed",
+        "The workload could not be resumed.",
+        "Resume it by hand, as the message says.",
+    )
     ARC_FAILED = (
         "ArcFailed",
         "A device refused a change of its migration state.",
@@ -240,6 +290,12 @@ class DeviceError(VFIOMigrationError):
     ):
         super().__init__(message, reason=reason, device=device)
         self.arc, self.errno = arc, errno
+
+
+class WorkloadError(VFIOMigrationError):
+    """A workload could not be found, paused, saved, loaded or resumed."""
+
+    reason = Reason.PAUSE_FAILED
 
 
 class StreamError(VFIOMigrationError):

@@ -12,6 +12,7 @@ from vfio_api.models_common import (
     Model,
     Resource,
 )
+from vfio_api.models_evacuation import EvacuationSpec, VFIOEvacuation
 from vfio_api.models_inventory import (
     Backend,
     ClaimRef,
@@ -23,17 +24,14 @@ from vfio_api.models_inventory import (
 from vfio_api.models_migration import (
     MigrationSpec,
     Mode,
-    OnConvergenceTimeout,
     Pair,
     Pause,
-    PauseMethod,
-    PreCopy,
     SourceSelector,
-    Strategy,
     TargetSelector,
     VFIOMigration,
     Workload,
 )
+from vfio_api.models_policy import PolicySpec, VFIOMigrationPolicy
 from vfio_api.models_status import (
     ConditionType,
     DeviceProgress,
@@ -43,11 +41,12 @@ from vfio_api.models_status import (
     Progress,
     StepTiming,
 )
+from vfio_api.models_strategy import OnConvergenceTimeout, PreCopy, Strategy
 from vfio_api.models_switchover import SwitchoverSpec, SwitchoverStatus, VFIOSwitchover
 from vfio_api.quantity import parse_quantity
-from vfio_api.types import Outcome
+from vfio_api.types import Outcome, PauseMethod
 
-RESOURCES: tuple[type[Resource], ...] = (VFIODevice, VFIOMigration, VFIOSwitchover)
+RESOURCES: tuple[type[Resource], ...] = (VFIODevice, VFIOEvacuation, VFIOMigration, VFIOMigrationPolicy, VFIOSwitchover)
 
 __all__ = [
     "MAX_PAIRS",
@@ -64,6 +63,7 @@ __all__ = [
     "DeviceRef",
     "DeviceSpec",
     "DeviceStatus",
+    "EvacuationSpec",
     "Metadata",
     "MigrationSpec",
     "MigrationStatus",
@@ -76,6 +76,7 @@ __all__ = [
     "Pause",
     "PauseMethod",
     "Phase",
+    "PolicySpec",
     "PreCopy",
     "Progress",
     "Resource",
@@ -86,7 +87,9 @@ __all__ = [
     "SwitchoverStatus",
     "TargetSelector",
     "VFIODevice",
+    "VFIOEvacuation",
     "VFIOMigration",
+    "VFIOMigrationPolicy",
     "VFIOSwitchover",
     "Workload",
     "device_object_name",

@@ -162,7 +162,7 @@ class CrdInfo:
     short_names: tuple[str, ...]
     namespaced: bool
     columns: tuple[Column, ...]
-    selectable_fields: tuple[str, ...]
+    selectable_fields: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

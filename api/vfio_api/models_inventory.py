@@ -83,6 +83,17 @@ class DeviceSpec(Model):
     """The migration that has reserved the device; no other can until it is removed."""
 
 
+class HolderPod(Model):
+    """A pod of the device's node."""
+
+    uid: Uid
+    """UID of the pod, as the node's cgroups name it."""
+    namespace: Annotated[str, Field(max_length=63)] = ""
+    """Namespace of the pod; empty if the node does not tell."""
+    name: Annotated[str, Field(max_length=253)] = ""
+    """Name of the pod; empty if the node does not tell."""
+
+
 class DeviceStatus(Model):
     """What the agent of the node knows of the device; written by that agent only."""
 
@@ -105,6 +116,8 @@ class DeviceStatus(Model):
     holder: Annotated[str, Field(max_length=512)] | None = None
     """Who has live state in the device; absent if nobody has. A target must have no holder, a source must
     have one."""
+    pod: HolderPod | None = None
+    """The pod that has live state in it; absent if no pod has. Its devices move together or not at all."""
     stop_copy_bytes: Count | None = None
     """About how many bytes the device would give if it were stopped now, as its driver estimates; to two digits.
     Absent unless an agent has it open."""

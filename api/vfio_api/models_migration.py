@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from vfio_api.models_common import (
     INT32_MAX,
@@ -24,10 +24,11 @@ from vfio_api.models_common import (
     whole_number,
 )
 from vfio_api.models_status import MigrationStatus
-from vfio_api.quantity import MAX_BYTES, MAX_LENGTH, PATTERN, parse_quantity
+from vfio_api.models_strategy import NO_POST_COPY, Strategy
+from vfio_api.types import PauseMethod
 
 _AGAIN = "create a new VFIOMigration"
-_NO_POST_COPY = "VFIO has no post-copy"
+_FIXED = ("devices", "source", "target", "workload", "strategy", "mode", "priority")
 
 
 class Mode(StrEnum):
@@ -36,80 +37,6 @@ class Mode(StrEnum):
     MIGRATE = "Migrate"
     PLAN = "Plan"
     REHEARSE = "Rehearse"
-
-
-class PreCopy(StrEnum):
-    """Whether state is copied while devices run."""
-
-    AUTO = "Auto"
-    REQUIRED = "Required"
-    DISABLED = "Disabled"
-
-
-class OnConvergenceTimeout(StrEnum):
-    """What happens if pre-copy does not converge in time."""
-
-    ABORT = "Abort"
-    SWITCHOVER = "Switchover"
-
-
-class PauseMethod(StrEnum):
-    """How a workload is paused."""
-
-    NONE = "None"
-    FREEZE = "Freeze"
-    HOOK = "Hook"
-
-
-def _quantity(value: int | str) -> int | str:
-    """Check a quantity, but keep it as the user wrote it."""
-    parse_quantity(value)
-    return value
-
-
-BytesQuantity = Annotated[
-    int | str,
-    AfterValidator(_quantity),
-    Field(
-        json_schema_extra={
-            "maxLength": MAX_LENGTH,
-            "x-kubernetes-validations": [
-                rule(
-                    # the tests before quantity() keep from it what it cannot read: an error of its own
-                    f"type(self) == int ? self >= 1 && self <= {MAX_BYTES} : "
-                    f"self.matches(r'{PATTERN}') && isQuantity(self) && "
-                    "quantity(self).isGreaterThan(quantity('0')) && "
-                    f"!quantity(self).isGreaterThan(quantity('{MAX_BYTES}'))",
-                    "must be a number of bytes, more than 0 and at most 1Ei, such as 1024, 500M or 1.5Gi; units are "
-                    "k, M, G, T, P, E or Ki to Ei, without a space, B or bit",
-                )
-            ],
-        }
-    ),
-]
-
-
-def _never(value: bool) -> bool:
-    """Refuse what VFIO does not have."""
-    if value:
-        raise ValueError(f"{_NO_POST_COPY}: leave it out, and use preCopy")
-    return value
-
-
-PostCopy = Annotated[
-    bool,
-    AfterValidator(_never),
-    Field(
-        json_schema_extra=rules(
-            rule(
-                "!self",
-                f"{_NO_POST_COPY}: a device cannot run at the target before all of its state is there; leave postCopy "
-                "out, and use preCopy to copy while the device runs at the source",
-                forbidden=True,
-            )
-        )
-    ),
-]
 
 
 class Pair(Model):
@@ -156,16 +83,56 @@ class SourceSelector(Model):
 class TargetSelector(Model):
     """Where devices go."""
 
-    node_name: NodeName
-    """Node whose free compatible devices take the state."""
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "has(self.nodeName) != has(self.podName)",
+                "give either nodeName or podName, not both",
+                found="(has(self.nodeName) ? 'both' : 'neither')",
+            )
+        )
+    )
+
+    node_name: NodeName | None = None
+    """Node whose free compatible devices take the state; of a pod's devices, the node of its counterpart."""
+    pod_name: DnsSubdomain | None = None
+    """A pod of the migration's namespace that was made to take a pod's devices over, on its node. Without it, the
+    operator makes the counterpart. Only with spec.source.podName."""
+
+
+class Hook(Model):
+    """How a pod is asked: by POST to PATH/pause, PATH/save, PATH/load and PATH/resume at its own address."""
+
+    port: Annotated[int, Field(ge=1, le=65_535)]
+    """Port at the pod's address, plain HTTP."""
+    path: Annotated[str, Field(max_length=128, pattern="^(/[A-Za-z0-9._~-]+)*$")] = ""
+    """What the four steps follow, such as /vfio for /vfio/pause."""
+    timeout_seconds: Annotated[int, whole_number(1, 60, "seconds")] = 5
+    """Longest time for one answer, in seconds."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """How often a step is asked for again after an error or no answer."""
 
 
 class Pause(Model):
     """How the user of the devices is paused for the switchover, and resumed after it."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "(has(self.method) && self.method == 'Hook') == has(self.hook)",
+                "hook belongs to method Hook: give both or neither",
+                path=".hook",
+            )
+        )
+    )
+
     method: PauseMethod = PauseMethod.NONE
-    """None: it is not paused. Freeze: its containers are frozen. Hook: it is asked to pause and to resume by
-    itself."""
+    """None: it is not paused. Freeze: its pods are frozen by their cgroups, and notice nothing. Hook: its pods are
+    asked to pause, save, load and resume by themselves."""
+    timeout_seconds: Annotated[int, whole_number(1, 60, "seconds")] = 5
+    """Longest time in which it must be paused, in seconds. Then the migration fails, and no device was touched."""
+    hook: Hook | None = None
+    """How it is asked, for method Hook."""
 
 
 class Workload(Model):
@@ -173,39 +140,6 @@ class Workload(Model):
 
     pause: Pause
     """How it is paused for the switchover, and resumed after it."""
-
-
-class Strategy(Model):
-    """Limits, and what to do when they are reached."""
-
-    downtime_limit_milliseconds: Annotated[int, whole_number(1, 3_600_000, "milliseconds")] = 300
-    """Longest downtime to plan for, in milliseconds: the switchover begins once the forecast is within it."""
-    pre_copy: Annotated[
-        PreCopy, Field(json_schema_extra=told(f"must be Auto, Required or Disabled; {_NO_POST_COPY}"))
-    ] = PreCopy.AUTO
-    """Whether state is copied while devices run. Auto: with devices that can. Required: a device that cannot
-    is refused. Disabled: never, so that all of the state is copied within the downtime. There is no
-    post-copy: VFIO has none."""
-    post_copy: PostCopy | None = None
-    """Cannot be true, since VFIO has no post-copy; the field is here so that who asks for it is told."""
-    convergence_timeout_seconds: Annotated[int, whole_number(1, 604_800, "seconds")] = 300
-    """Longest time that pre-copy may take to bring the forecast within the downtime limit, in seconds."""
-    on_convergence_timeout: OnConvergenceTimeout = OnConvergenceTimeout.ABORT
-    """What happens after convergenceTimeoutSeconds. Abort: the migration fails and the sources run on.
-    Switchover: it goes on, with a longer downtime than asked for."""
-    switchover_ack: bool = True
-    """Whether no source is stopped before its initial bytes are loaded at the target."""
-    switchover_timeout_seconds: Annotated[int, whole_number(1, 3_600, "seconds")] = 30
-    """Longest time from the beginning of the switchover to the decision, in seconds. After it, a source node
-    that hears nothing asks for Abort by itself."""
-    bandwidth_limit_bytes_per_second: BytesQuantity | None = None
-    """Most bytes per second that one source node sends for this migration, as a quantity such as 5Gi or 500M.
-    Without it there is no limit."""
-
-    def bandwidth_limit(self) -> int | None:
-        """The bandwidth limit in bytes per second; None if there is none."""
-        limit = self.bandwidth_limit_bytes_per_second
-        return None if limit is None else parse_quantity(limit)
 
 
 class MigrationSpec(Model):
@@ -222,7 +156,12 @@ class MigrationSpec(Model):
                 ": 'all three') "
                 ": has(self.source) ? 'source only' : has(self.target) ? 'target only' "
                 ": 'none of them')",
-            )
+            ),
+            rule(
+                "!has(self.target) || !has(self.target.podName) || (has(self.source) && has(self.source.podName))",
+                "a target pod takes over what a source pod has: give source.podName",
+                path=".target.podName",
+            ),
         )
     )
 
@@ -237,19 +176,22 @@ class MigrationSpec(Model):
     target: TargetSelector | None = None
     """Shorthand: the node that takes them. Needs source, excludes devices."""
     workload: Workload | None = None
-    """The user of the devices, to be paused for the switchover. Without it, only devices are dealt with."""
+    """The user of the devices: the pods that have them open, to be paused for the switchover. Without it, a pod that is
+    moved is frozen, and with other sources only devices are dealt with."""
     strategy: Strategy = Strategy()
     """Limits, and what to do when they are reached."""
     mode: Annotated[
         Mode,
         Field(
             json_schema_extra=told(
-                f"must be Migrate, Plan or Rehearse; how to copy is strategy.preCopy, {_NO_POST_COPY}"
+                f"must be Migrate, Plan or Rehearse; how to copy is strategy.preCopy, {NO_POST_COPY}"
             )
         ),
     ] = Mode.MIGRATE
     """Migrate: move the state. Plan: check and predict, touch nothing. Rehearse: all up to convergence with
     the real target, then the sources run on; it measures rates and predicts the downtime."""
+    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+    """Of those that wait for others to end, the highest comes first; 0 unless the policy says it."""
     cancel: bool = False
     """Set it to true to cancel the migration, which works until the decision is Commit. It cannot be taken
     back."""
@@ -302,7 +244,7 @@ class VFIOMigration(Resource):
     )
     model_config = ConfigDict(
         json_schema_extra=rules(
-            *(immutable(field, _AGAIN) for field in ("devices", "source", "target", "workload", "strategy", "mode")),
+            *(immutable(field, _AGAIN) for field in _FIXED),
             rule(
                 "!has(oldSelf.spec.cancel) || !oldSelf.spec.cancel || (has(self.spec.cancel) && self.spec.cancel)",
                 "spec.cancel cannot be taken back: create a new VFIOMigration",

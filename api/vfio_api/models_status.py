@@ -13,11 +13,15 @@ from vfio_api.models_common import (
     Decision,
     DeviceRef,
     DnsLabel,
+    DnsSubdomain,
     Message,
     Model,
+    NodeName,
     StateName,
+    Uid,
     list_map,
 )
+from vfio_api.models_strategy import Strategy
 from vfio_api.reasons import Word
 
 
@@ -115,6 +119,26 @@ class StepTiming(Model):
     """How long it took, in microseconds, measured on one clock."""
 
 
+class PodStatus(Model):
+    """One of the two pods of a move, in the migration's namespace."""
+
+    name: DnsSubdomain
+    """Name of the pod."""
+    uid: Uid | None = None
+    """UID of the pod; absent before it is created."""
+    node_name: NodeName | None = None
+    """Node that it runs on; absent before it is scheduled."""
+
+
+class WorkloadStatus(Model):
+    """The pod that is moved, and who takes its place."""
+
+    source_pod: PodStatus
+    """The pod that has the devices; after Commit it is deleted."""
+    target_pod: PodStatus | None = None
+    """Its counterpart; if the migration fails, it is deleted unless the user made it."""
+
+
 class Progress(Model):
     """How far the copy of the state has come."""
 
@@ -162,6 +186,8 @@ class MigrationStatus(Model):
     """A copy, for people, of the decision in the VFIOSwitchover that is named by this object's UID."""
     pairs: Annotated[tuple[PairStatus, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)] = ()
     """The pairs as resolved when the migration was prepared."""
+    workload: WorkloadStatus | None = None
+    """The pods, if one is moved with its devices."""
     devices: Annotated[tuple[DeviceProgress, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)] = ()
     """How far each pair has come."""
     feasibility: Annotated[tuple[PairFeasibility, ...], Field(max_length=MAX_PAIRS, json_schema_extra=LIST_ATOMIC)] = ()
@@ -174,6 +200,12 @@ class MigrationStatus(Model):
     what the agents say; absent if every source's agent was restarted as well."""
     predicted_downtime_microseconds: Count | None = None
     """The latest forecast of the downtime, in microseconds."""
+    policy: DnsSubdomain | None = None
+    """The VFIOMigrationPolicy that it follows; absent if none selects it."""
+    strategy: Strategy | None = None
+    """The knobs as they were resolved when it began: its own, its policy's, and the defaults."""
+    queue_position: Annotated[int, Field(ge=1)] | None = None
+    """How many migrations run before this one, of those that wait, counting itself; absent if it does not wait."""
     progress: Progress | None = None
     """How far the copy of the state has come."""
     message: Message | None = None

@@ -7,6 +7,19 @@ FINISHED_LABEL = f"{API}/finished"
 REQUESTER_ANNOTATION = f"{API}/requester"
 # A span, as W3C Trace Context writes it, that led to a VFIOMigration: its trace links to that one.
 TRACEPARENT_ANNOTATION = f"{API}/traceparent"
+# On both pods of a move, until it is over: the UID of their VFIOMigration.
+MIGRATION_LABEL = f"{API}/migration"
+# On the migrations of an evacuation: its name.
+EVACUATION_LABEL = f"{API}/evacuation"
+# On the counterpart of a pod: the migration (namespace/name) that it came by, and the name that all began with.
+INCOMING_ANNOTATION = f"{API}/incoming"
+BASE_NAME_ANNOTATION = f"{API}/base-name"
+# On the counterpart until it is the only one: the labels and owners that it is to have then, as JSON.
+HERITAGE_ANNOTATION = f"{API}/heritage"
+# On both pods of a move: the pod-deletion-cost that the source had, if any: that is what it is to cost again.
+COST_ANNOTATION = f"{API}/deletion-cost"
+# In every container of the counterpart: its devices come from the agent's socket, {"take": true}.
+INCOMING_ENV = "VFIO_MIGRATION_INCOMING"
 REQUESTER_POLICY = "vfio-migration-requester"
 DEVICE_USER_ROLE = "vfio-device-user"
 LEASE_NAME = "vfio-operator"

@@ -9,6 +9,8 @@ from enum import StrEnum
 from vfio_api.device import NO_FLAGS, DeviceState, MigrationFlags
 from vfio_api.errors import Reason
 
+BURST_SECONDS = 0.02  # of a bandwidth limit: what may be sent at once after a pause, and at the switchover
+
 
 class Role(StrEnum):
     """Which side of a migration a session is."""
@@ -51,11 +53,50 @@ class MigrationKey:
 
 @dataclass(frozen=True, slots=True)
 class SessionDevice:
-    """One device of a session: its name in the migration, its address here, and the node of its counterpart."""
+    """One device of a session: its name in the migration, its address here, and the node of its counterpart.
+
+    pod_uid: of the pod that has a source device open, "" if the agent holds it or nobody is known to.
+    """
 
     name: str
     address: str
     peer_node: str
+    pod_uid: str = ""
+
+
+class PauseMethod(StrEnum):
+    """How a workload is paused."""
+
+    NONE = "None"
+    FREEZE = "Freeze"
+    HOOK = "Hook"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """How a pod is asked to pause, save, load and resume by itself: POST to address:port and path, then the step."""
+
+    address: str
+    port: int
+    path: str = ""
+    timeout_milliseconds: int = 5_000
+    retries: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A pod on this node that uses devices of a session: at the source it is paused, at the target it takes over.
+
+    timeout_milliseconds: in which it must be paused. moved: after Commit it is to end at the source.
+    """
+
+    pod_uid: str
+    pod_namespace: str
+    pod_name: str
+    method: PauseMethod = PauseMethod.NONE
+    timeout_milliseconds: int = 5_000
+    hook: Hook | None = None
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +112,7 @@ class SessionSpec:
     bandwidth_limit_bytes_per_second: int = 0
     switchover_timeout_milliseconds: int = 30_000
     switchover_ack: bool = True
+    workloads: tuple[Workload, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, Gauge, make_wsgi_app
 
 from vfio_api.addresses import listener
 
@@ -49,6 +49,12 @@ class Heartbeat:
         beat = self._beat
         silent = 0.0 if beat is None else self._clock() - beat
         return f"the event loop has not turned for {silent:.0f} s" if silent >= self._stall_seconds else ""
+
+
+def show_tasks(gauge: Gauge) -> None:
+    """Have a gauge tell at each scrape, which is in any thread, how many tasks the running event loop has."""
+    loop = asyncio.get_running_loop()
+    gauge.set_function(lambda: len(asyncio.all_tasks(loop)))
 
 
 class _Handler(WSGIRequestHandler):

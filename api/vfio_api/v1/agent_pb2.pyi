@@ -7,28 +7,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "report", "pong", "token", "leaving")
+    __slots__ = ("hello", "report", "pong", "token", "looked", "leaving")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     PONG_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOOKED_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     report: SessionReport
     pong: int
     token: str
+    looked: int
     leaving: Leaving
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[SessionReport, _Mapping]] = ..., pong: _Optional[int] = ..., token: _Optional[str] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[SessionReport, _Mapping]] = ..., pong: _Optional[int] = ..., token: _Optional[str] = ..., looked: _Optional[int] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
 
 class OperatorMessage(_message.Message):
-    __slots__ = ("welcome", "command", "ping")
+    __slots__ = ("welcome", "command", "ping", "look")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
+    LOOK_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     command: Command
     ping: int
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., ping: _Optional[int] = ...) -> None: ...
+    look: int
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., ping: _Optional[int] = ..., look: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "version", "incarnation", "instance", "data_address", "highest_epoch", "sessions")
@@ -97,28 +101,64 @@ class Command(_message.Message):
     def __init__(self, migration: _Optional[_Union[MigrationKey, _Mapping]] = ..., role: _Optional[str] = ..., goal: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., deadline_milliseconds: _Optional[int] = ..., decision: _Optional[str] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., attempt: _Optional[int] = ..., again: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SessionSpec(_message.Message):
-    __slots__ = ("devices", "pre_copy", "bandwidth_limit_bytes_per_second", "switchover_timeout_milliseconds", "no_switchover_ack")
+    __slots__ = ("devices", "pre_copy", "bandwidth_limit_bytes_per_second", "switchover_timeout_milliseconds", "no_switchover_ack", "workloads")
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     PRE_COPY_FIELD_NUMBER: _ClassVar[int]
     BANDWIDTH_LIMIT_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     SWITCHOVER_TIMEOUT_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     NO_SWITCHOVER_ACK_FIELD_NUMBER: _ClassVar[int]
+    WORKLOADS_FIELD_NUMBER: _ClassVar[int]
     devices: _containers.RepeatedCompositeFieldContainer[SessionDevice]
     pre_copy: bool
     bandwidth_limit_bytes_per_second: int
     switchover_timeout_milliseconds: int
     no_switchover_ack: bool
-    def __init__(self, devices: _Optional[_Iterable[_Union[SessionDevice, _Mapping]]] = ..., pre_copy: _Optional[bool] = ..., bandwidth_limit_bytes_per_second: _Optional[int] = ..., switchover_timeout_milliseconds: _Optional[int] = ..., no_switchover_ack: _Optional[bool] = ...) -> None: ...
+    workloads: _containers.RepeatedCompositeFieldContainer[Workload]
+    def __init__(self, devices: _Optional[_Iterable[_Union[SessionDevice, _Mapping]]] = ..., pre_copy: _Optional[bool] = ..., bandwidth_limit_bytes_per_second: _Optional[int] = ..., switchover_timeout_milliseconds: _Optional[int] = ..., no_switchover_ack: _Optional[bool] = ..., workloads: _Optional[_Iterable[_Union[Workload, _Mapping]]] = ...) -> None: ...
+
+class Workload(_message.Message):
+    __slots__ = ("pod_uid", "pod_namespace", "pod_name", "method", "timeout_milliseconds", "hook", "moved")
+    POD_UID_FIELD_NUMBER: _ClassVar[int]
+    POD_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    POD_NAME_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    HOOK_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    pod_uid: str
+    pod_namespace: str
+    pod_name: str
+    method: str
+    timeout_milliseconds: int
+    hook: Hook
+    moved: bool
+    def __init__(self, pod_uid: _Optional[str] = ..., pod_namespace: _Optional[str] = ..., pod_name: _Optional[str] = ..., method: _Optional[str] = ..., timeout_milliseconds: _Optional[int] = ..., hook: _Optional[_Union[Hook, _Mapping]] = ..., moved: _Optional[bool] = ...) -> None: ...
+
+class Hook(_message.Message):
+    __slots__ = ("address", "port", "path", "timeout_milliseconds", "retries")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    port: int
+    path: str
+    timeout_milliseconds: int
+    retries: int
+    def __init__(self, address: _Optional[str] = ..., port: _Optional[int] = ..., path: _Optional[str] = ..., timeout_milliseconds: _Optional[int] = ..., retries: _Optional[int] = ...) -> None: ...
 
 class SessionDevice(_message.Message):
-    __slots__ = ("name", "address", "peer_node")
+    __slots__ = ("name", "address", "peer_node", "pod_uid")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PEER_NODE_FIELD_NUMBER: _ClassVar[int]
+    POD_UID_FIELD_NUMBER: _ClassVar[int]
     name: str
     address: str
     peer_node: str
-    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., peer_node: _Optional[str] = ...) -> None: ...
+    pod_uid: str
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., peer_node: _Optional[str] = ..., pod_uid: _Optional[str] = ...) -> None: ...
 
 class Peer(_message.Message):
     __slots__ = ("node", "data_address", "certificate")
