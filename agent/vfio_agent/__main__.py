@@ -18,6 +18,7 @@ from vfio_agent.devices.kernel import KernelBackend
 from vfio_agent.devices.protocol import Backend
 from vfio_agent.devices.simulated import SimulatedBackend
 from vfio_agent.drain import Drain
+from vfio_agent.heirs import Heirs
 from vfio_agent.holdings import Holdings
 from vfio_agent.inventory import Inventory
 from vfio_agent.journal import AgentRunningError, Journal
@@ -27,22 +28,21 @@ from vfio_agent.kube import AgentApi
 from vfio_agent.latch import Latch
 from vfio_agent.link import Link, hello
 from vfio_agent.metrics import AgentMetrics
+from vfio_agent.pods import NodeFolders, Pods
 from vfio_agent.receiver import DataServer
 from vfio_agent.session import Session
 from vfio_agent.settings import AgentSettings
 from vfio_agent.surroundings import Surroundings
-from vfio_api import logs
+from vfio_api import heap, logs
 from vfio_api.addresses import joined
 from vfio_api.traces import open_traces
-from vfio_api.types import Goal
-from vfio_api.web import Check, Heartbeat, WebServer
+from vfio_api.web import Check, Heartbeat, WebServer, show_tasks
 
 if TYPE_CHECKING:
     from vfio_api.otlp import Otlp
 
 log = structlog.get_logger()
 ARC_THREADS = 64
-_HOLDER_CHANGES = (Goal.PREPARED, Goal.RUNNING, Goal.RELEASED)
 
 
 def _boot_id() -> str:
@@ -77,6 +77,7 @@ async def run(settings: AgentSettings) -> None:
     journal = Journal(settings.state_dir, settings.runtime_dir, boot_id)
     journal.lock()
     heartbeat, ready = Heartbeat(), Readiness()
+    show_tasks(metrics.tasks)
     # before anything that a device may hold up: who probes meanwhile finds an agent that lives and is not ready
     checks: dict[str, Check] = {"/healthz": heartbeat.check, "/readyz": ready}
     web = WebServer(settings.metrics_host, settings.metrics_port, checks, metrics.registry)
@@ -101,12 +102,14 @@ async def _serve(
     await restore_from_keeper(holdings, settings.keeper_wait_seconds)
     api = await AgentApi.connect(settings.kubeconfig, settings.operator_namespace)
     server = DataServer(settings.listen_host, settings.listen_port)
-    inventory = Inventory(settings.node_name, backends, holdings, api, metrics)
+    pods = Pods(NodeFolders(settings.proc_dir, settings.cgroup_dir, settings.pod_logs_dir))
+    node = settings.node_name
+    inventory = Inventory(node, backends, holdings, pods, api, metrics, lambda address: agent.busy(address))
     advertised = joined(settings.advertise_host, settings.advertise_port or server.port)
     traces = _traces(settings)
     with ThreadPoolExecutor(ARC_THREADS, "arc") as arcs:
-        around = Surroundings(holdings, journal, server, arcs, metrics, lambda _session: None, traces)
-        agent = Agent(around, journal.highest_epoch(), on_reached=lambda s: _publish(inventory, s))
+        around = Surroundings(holdings, journal, server, arcs, metrics, lambda _session: None, pods, traces)
+        agent = Agent(around, journal.highest_epoch(), on_reached=lambda s: _publish(inventory, broker, s))
         agent.restore()
         link = Link(
             agent,
@@ -115,13 +118,16 @@ async def _serve(
             settings.token_file,
             metrics,
             settings.operator_address,
+            inventory.refreshed,
             settings.silence_seconds,
         )
         latch = Latch(agent.sessions, agent.carry_out, api, settings.node_name, metrics)
-        broker = Broker(settings.broker_socket, holdings, inventory.changed, agent.busy)
+        broker = Broker(settings.broker_socket, holdings, pods, inventory.changed, agent.busy, agent.incoming)
+        heirs = Heirs(holdings, pods, agent.busy, inventory.changed)
         drain = Drain(agent, link, settings.drain_seconds)
         drain.listen()
         ready.ask = drain.ready
+        heap.settle()
         log.info("agent started", data_address=advertised, metrics_port=metrics_port)
         try:
             async with asyncio.TaskGroup() as group:
@@ -131,6 +137,7 @@ async def _serve(
                     latch.run(),
                     inventory.run(settings.inventory_seconds),
                     broker.run(),
+                    heirs.run(),
                     watch_keeper(holdings, metrics),
                 )
                 tasks = [group.create_task(part) for part in parts]
@@ -139,6 +146,7 @@ async def _serve(
                     task.cancel()
         finally:
             server.close()
+            await agent.call_off()  # before the threads are waited for: between two arcs nothing else ends it
             with contextlib.suppress(OSError):
                 await api.close()
             for session in agent.sessions():
@@ -152,9 +160,9 @@ def _traces(settings: AgentSettings) -> "Otlp | None":
     return open_traces(settings.otlp_endpoint, "vfio-agent", node, service_version=release, host_name=node)
 
 
-def _publish(inventory: Inventory, session: Session) -> None:
-    if session.reached in _HOLDER_CHANGES:
-        inventory.changed()
+def _publish(inventory: Inventory, broker: Broker, session: Session) -> None:
+    broker.stir()
+    inventory.passed(session.reached)
 
 
 def main() -> None:

@@ -9,9 +9,11 @@ from functools import partial
 import structlog
 
 from vfio_agent.holdings import read_state
+from vfio_agent.incoming import Incoming
 from vfio_agent.journal import Unreadable
 from vfio_agent.machine import SessionFacts
 from vfio_agent.metrics import Recovery
+from vfio_agent.reporting import report_of
 from vfio_agent.session import Session
 from vfio_agent.surroundings import Surroundings
 from vfio_api import wire
@@ -23,6 +25,7 @@ from vfio_api.wire import MAX_NODE_DEVICES, MAX_SESSIONS
 
 log = structlog.get_logger()
 PROGRESS_SECONDS = 0.1
+STOPPED_SECONDS = 0.1
 MAX_COMMANDS = 1024  # under way at once
 
 
@@ -48,7 +51,6 @@ class Agent:
         self._wake = asyncio.Event()
         self._press = asyncio.Event()  # what is new is not only progress
         self._told: dict[tuple[str, Role], tuple[object, ...]] = {}
-        self._told_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._unreadable: dict[tuple[str, Role], Failure] = {}  # sessions of which nothing is known but that they are
 
@@ -89,11 +91,14 @@ class Agent:
         self._free_orphans()
 
     def _free_orphans(self) -> None:
-        """Give up devices that were to be loaded for a session that is not there any more.
+        """Give up devices that were to be loaded for a session that is not there any more, and what was borrowed.
 
         In RESUMING nothing counts on them. In any other state they may be all that there is of a workload: they stay.
         """
         for held in self._around.holdings.all().values():
+            if held.borrowed and not self.busy(held.address):
+                self._around.holdings.release(held.address)
+                continue
             if not held.holder.startswith("migration ") or self.busy(held.address):
                 continue
             state = read_state(held)
@@ -127,6 +132,12 @@ class Agent:
         task = asyncio.create_task(self._carry_out(command))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def call_off(self) -> None:
+        """Carry out no command any more: the process ends. Arcs that are under way go on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _carry_out(self, command: Command) -> None:
         identity = (command.migration.uid, command.role)
@@ -191,7 +202,7 @@ class Agent:
         self._press.set()
 
     def _end(self, identity: tuple[str, Role], session: Session) -> None:
-        last = session.report()
+        last = report_of(session)
         self._on_reached(session)
         session.end()
         del self._sessions[identity]
@@ -276,7 +287,12 @@ class Agent:
             identity = (session.key.uid, session.facts.role)
             self._dirty.add(identity)
             self._wake.set()
-            if self._told.get(identity) != _pressing(session):
+            if self._told.get(identity) == _pressing(session):
+                return
+            if session.reached is Goal.STOP_COPY and session.failure is None:
+                # nothing waits for it but the vote, by which it is known as well: the vote is not to wait for it
+                asyncio.get_running_loop().call_later(STOPPED_SECONDS, self._press.set)
+            else:
                 self._press.set()
 
     def busy(self, address: str) -> str:
@@ -287,6 +303,18 @@ class Agent:
         # whether it is one of theirs nobody knows
         return next((f"{uid} (its record in the journal cannot be read)" for uid, _ in self._unreadable), "")
 
+    def incoming(self, pod: str) -> Incoming | None:
+        """What a pod of this node, by its UID, is to take over of a session that has not ended; None if nothing. Any
+        thread.
+        """
+        for session in list(self._sessions.values()):
+            if session.facts.role is Role.TARGET and any(w.pod_uid == pod for w in session.spec.workloads):
+                devices = tuple((device.name, device.address) for device in session.spec.devices)
+                held = {device.name for device in session.held_devices()}
+                ready = session.reached is not None and held >= {name for name, _ in devices}
+                return Incoming(devices, ready, session.facts.started)
+        return None
+
     def reports(self) -> tuple[SessionReport, ...]:
         """Every session as it is now, for Hello."""
         self._dirty -= self._sessions.keys()  # what was to be said of them is said now
@@ -295,7 +323,7 @@ class Agent:
             SessionReport(uid, role, 0, 0, failure=failure) for (uid, role), failure in self._unreadable.items()
         )
         return held + tuple(
-            replace(session.report(), turned_microseconds=session.turned_microseconds())
+            replace(report_of(session), turned_microseconds=session.turned_microseconds())
             for session in self._sessions.values()
         )
 
@@ -306,14 +334,12 @@ class Agent:
         the reports would else be what keeps both sides busy.
         """
         await self._wake.wait()
-        pause = self._told_at + PROGRESS_SECONDS - asyncio.get_running_loop().time()
-        if pause > 0:
+        if not self._press.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(PROGRESS_SECONDS):
                     await self._press.wait()
         self._wake.clear()
         self._press.clear()
-        self._told_at = asyncio.get_running_loop().time()
         dirty, self._dirty = self._dirty, set()
         reports = []
         for identity in dirty:
@@ -322,11 +348,12 @@ class Agent:
                 self._told[identity] = _pressing(session)
             else:
                 self._told.pop(identity, None)
-            report = session.report() if session is not None else self._last.pop(identity, None)
+            report = report_of(session) if session is not None else self._last.pop(identity, None)
             refused = self._refused.pop(identity, None)
             if report is not None:
                 report = replace(report, failure=refused) if refused is not None else report
-                self._count(identity, report)
+                # once it is on its way: devices may be down until the operator has it
+                asyncio.get_running_loop().call_later(0, self._count, identity, report)
                 reports.append(report)
         return reports
 

@@ -31,6 +31,7 @@ class Stranger:
 
     def __exit__(self, *_: object) -> None:
         self.met()
+        del self._timer  # it knows whom to cut: together they would keep the connection's memory
 
     def follow(self, secure: ssl.SSLSocket) -> ssl.SSLSocket:
         """TLS has taken the connection over."""

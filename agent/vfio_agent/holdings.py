@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from vfio_agent.devices.openers import Node
 from vfio_agent.devices.protocol import Backend, Device
 from vfio_agent.keeper import KeeperClient, KeeperError, KeeperGoneError
 from vfio_api.device import NO_FLAGS, DeviceState, MigrationFlags
@@ -23,7 +24,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One open device. holder: who has live state in it ("" while a migration loads it)."""
+    """One open device. holder: who has live state in it ("" while a migration loads it).
+
+    pod: UID of the pod that uses it, "" if none does. borrowed: by a duplicate of the fd of a process that goes on
+    having it; given back when the migration that needed it has ended. inherited: it came with the pod, and is given up
+    when that is gone.
+    """
 
     address: str
     backend: str
@@ -31,6 +37,9 @@ class Held:
     holder: str
     device: Device = field(compare=False, repr=False)
     flags: MigrationFlags = NO_FLAGS
+    pod: str = ""
+    borrowed: bool = False
+    inherited: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
 
@@ -53,7 +62,7 @@ class Holdings:
         for address in self._keeper.held():
             meta, fds = self._keeper.take(address)
             backend = self._backends.get(str(meta.get("backend")))
-            noted = [meta.get(name) for name in ("incarnation", "holder")]
+            noted = [meta.get("incarnation"), meta.get("holder"), meta.get("pod", "")]
             if backend is None or not all(isinstance(each, str) for each in noted):
                 # it goes on being held: whose it is is not known
                 log.error(
@@ -63,13 +72,23 @@ class Holdings:
                     os.close(fd)
                 continue
             try:
-                device, flags = _adopt(backend, address, fds)
+                device, flags = adopted(backend, address, fds)
             except OSError as error:
                 # the keeper goes on holding it: whoever had state in it decides, not a device that does not answer
                 log.error("held device is lost: it answers nothing", device=address, error=str(error), **meta)
                 continue
             with self._lock:
-                self._held[address] = Held(address, backend.name, meta["incarnation"], meta["holder"], device, flags)
+                self._held[address] = Held(
+                    address,
+                    backend.name,
+                    meta["incarnation"],
+                    meta["holder"],
+                    device,
+                    flags,
+                    meta.get("pod", ""),
+                    meta.get("borrowed") == "yes",
+                    meta.get("inherited") == "yes",
+                )
             log.info("device taken back from the keeper", device=address, holder=meta["holder"])
 
     def all(self) -> dict[str, Held]:
@@ -82,7 +101,7 @@ class Holdings:
         with self._lock:
             return self._held.get(address)
 
-    def open(self, address: str, holder: str) -> Held:
+    def open(self, address: str, holder: str, pod: str = "") -> Held:
         """Open a device and give the keeper duplicates of its fds. On real hardware opening resets it.
 
         Raises DeviceError with the kernel's errno, or if it is held already.
@@ -90,9 +109,38 @@ class Holdings:
         with self._opening:
             if self.get(address) is not None:
                 raise DeviceError(f"device {address} is held here already", device=address)
-            return self._open(self._backend_of(address), address, holder)
+            return self._open(self._backend_of(address), address, holder, pod)
 
-    def _open(self, backend: Backend, address: str, holder: str) -> Held:
+    def adopt(self, address: str, fd: int, holder: str, pod: str, *, borrowed: bool) -> Held:
+        """Hold a device by a duplicate of its opener's fd, which is this method's from now on. Nothing is reset.
+
+        Raises DeviceError if it is held already or the fd is not that device.
+        """
+        with self._opening:
+            if self.get(address) is not None:
+                os.close(fd)
+                raise DeviceError(f"device {address} is held here already", device=address)
+            try:
+                backend = self._backend_of(address)
+            except DeviceError:
+                os.close(fd)
+                raise
+            try:
+                device, flags = adopted(backend, address, [fd])
+            except OSError as error:
+                raise DeviceError(
+                    f"device {address}: the open file of {holder} is not it, or cannot migrate: {error}",
+                    reason=Reason.SOURCE_NOT_HELD,
+                    device=address,
+                    errno=error.errno or 0,
+                ) from error
+            return self._hold(Held(address, backend.name, self._incarnation(), holder, device, flags, pod, borrowed))
+
+    def nodes(self) -> list[Node]:
+        """Every device of this node as the open files of processes name it."""
+        return [node for backend in self._backends.values() for node in backend.nodes()]
+
+    def _open(self, backend: Backend, address: str, holder: str, pod: str) -> Held:
         try:
             device = backend.open(address)
         except OSError as error:
@@ -105,24 +153,29 @@ class Holdings:
         try:
             device.reset()
             flags = device.flags()
-            held = Held(address, backend.name, f"{self._boot_id}/{secrets.token_hex(6)}", holder, device, flags)
-            self._keeper.store(address, _meta(held), list(device.fds()))
-        except (OSError, KeeperError) as error:
+        except OSError as error:
             device.close()
-            raise DeviceError(
-                f"device {address} cannot be held: {error}",
-                reason=Reason.DEVICE_NOT_MIGRATABLE,
-                device=address,
-            ) from error
+            raise _unholdable(address, error) from error
+        return self._hold(Held(address, backend.name, self._incarnation(), holder, device, flags, pod))
+
+    def _hold(self, held: Held) -> Held:
+        try:
+            self._keeper.store(held.address, _meta(held), list(held.device.fds()))
+        except (OSError, KeeperError) as error:
+            held.device.close()
+            raise _unholdable(held.address, error) from error
         with self._lock:
-            self._held[address] = held
+            self._held[held.address] = held
         return held
 
-    def set_holder(self, address: str, holder: str) -> None:
+    def _incarnation(self) -> str:
+        return f"{self._boot_id}/{secrets.token_hex(6)}"
+
+    def set_holder(self, address: str, holder: str, pod: str = "", *, inherited: bool = False) -> None:
         """Note who has live state in the device now. A keeper that does not take it is told again by `mend`."""
         with self._keeping:
             with self._lock:
-                held = self._held[address] = replace(self._held[address], holder=holder)
+                held = self._held[address] = replace(self._held[address], holder=holder, pod=pod, inherited=inherited)
             try:
                 self._keeper.note(address, _meta(held))
             except KeeperError as error:
@@ -170,6 +223,18 @@ class Holdings:
         held = self.get(address)
         return held.flags if held is not None else None
 
+    def share(self, address: str) -> tuple[str, list[int]]:
+        """A held device's backend, and duplicates of its fds (device first), which are the caller's to close.
+
+        Raises DeviceError.
+        """
+        held = self.get(address)
+        if held is not None:
+            with held.lock:  # it is not closed meanwhile
+                if self.get(address) is not None:
+                    return held.backend, [os.dup(fd) for fd in held.device.fds()]
+        raise DeviceError(f"device {address} is not held here any more", reason=Reason.DEVICE_LOST, device=address)
+
     def release(self, address: str) -> None:
         """Close the device at the keeper and here. Nothing happens if neither holds it.
 
@@ -196,8 +261,8 @@ class Holdings:
         )
 
 
-def _adopt(backend: Backend, address: str, fds: list[int]) -> tuple[Device, MigrationFlags]:
-    """The device and its flags. Raises OSError if it does not answer; its fds are closed then."""
+def adopted(backend: Backend, address: str, fds: list[int]) -> tuple[Device, MigrationFlags]:
+    """The device by its fds, and its flags. Raises OSError if it does not answer; its fds are closed then."""
     try:
         device = backend.adopt(address, fds)
     except OSError:
@@ -212,7 +277,13 @@ def _adopt(backend: Backend, address: str, fds: list[int]) -> tuple[Device, Migr
 
 
 def _meta(held: Held) -> dict[str, str]:
-    return {"backend": held.backend, "incarnation": held.incarnation, "holder": held.holder}
+    meta = {"backend": held.backend, "incarnation": held.incarnation, "holder": held.holder}
+    flags = {name: "yes" for name in ("borrowed", "inherited") if getattr(held, name)}
+    return meta | ({"pod": held.pod} if held.pod else {}) | flags
+
+
+def _unholdable(address: str, error: Exception) -> DeviceError:
+    return DeviceError(f"device {address} cannot be held: {error}", reason=Reason.DEVICE_NOT_MIGRATABLE, device=address)
 
 
 def read_state(held: Held) -> DeviceState:

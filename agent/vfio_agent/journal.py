@@ -28,6 +28,7 @@ from vfio_agent.records import (
     number,
     parse_session,
     seal,
+    session_beginning,
     session_record,
     unseal,
 )
@@ -59,6 +60,7 @@ class Journal:
         for folder in (self._durable, self._volatile):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock_fd = -1
+        self._beginnings: dict[tuple[str, Role], tuple[MigrationKey, SessionSpec, bytes]] = {}
 
     def lock(self) -> None:
         """Prove that no other agent of this node lives. Raises AgentRunningError."""
@@ -86,18 +88,28 @@ class Journal:
 
     def raise_epoch(self, epoch: int) -> None:
         """Remember a higher epoch, durably."""
-        _write(self._root / "epoch.json", {"epoch": epoch}, durable=True)
+        _write(str(self._root), "epoch.json", seal({"epoch": epoch}), durable=True)
 
     def write(self, key: MigrationKey, spec: SessionSpec, facts: SessionFacts, *, durable: bool) -> None:
         """Record a session before the effect that it stands for."""
-        record = session_record(self._boot_id, key, spec, facts)
+        record = session_record(self._beginning(key, spec, facts.role), facts)
         # the volatile one first: it is never behind
-        _write(self._volatile / _file_name(key, facts.role), record, durable=False)
+        name = _file_name(key, facts.role)
+        _write(str(self._volatile), name, record, durable=False)
         if durable:
-            _write(self._durable / _file_name(key, facts.role), record, durable=True)
+            _write(str(self._durable), name, record, durable=True)
+
+    def _beginning(self, key: MigrationKey, spec: SessionSpec, role: Role) -> bytes:
+        known = self._beginnings.get((key.uid, role))
+        if known is not None and known[0] == key and known[1] is spec:
+            return known[2]
+        made = session_beginning(self._boot_id, key, spec)
+        self._beginnings[key.uid, role] = key, spec, made
+        return made
 
     def forget(self, key: MigrationKey, role: Role) -> None:
         """The session has ended; nothing of it is needed any more."""
+        self._beginnings.pop((key.uid, role), None)
         # the volatile one last: without it the durable one is not believed
         for folder in (self._durable, self._volatile):
             (folder / _file_name(key, role)).unlink(missing_ok=True)
@@ -184,26 +196,27 @@ def _read(path: Path) -> Record | None:
     return unseal(raw)
 
 
-def _write(path: Path, record: Record, *, durable: bool) -> None:
-    temporary = path.with_suffix(".tmp")
+def _write(folder: str, name: str, record: bytes, *, durable: bool) -> None:
+    # plain strings: pathlib's are dear while devices are down
+    temporary = f"{folder}/{name.removesuffix('.json')}.tmp"
     try:
-        _fill(temporary, seal(record), durable=durable)
-        os.rename(temporary, path)
+        _fill(temporary, record, durable=durable)
+        os.rename(temporary, f"{folder}/{name}")
         if durable:
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                os.fsync(folder)
+                os.fsync(fd)
             finally:
-                os.close(folder)
+                os.close(fd)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            os.unlink(temporary)
         raise JournalError(
-            f"{path.parent} cannot be written: {error}; what was to be recorded is not done: look at its free space"
+            f"{folder} cannot be written: {error}; what was to be recorded is not done: look at its free space"
         ) from error
 
 
-def _fill(path: Path, content: bytes, *, durable: bool) -> None:
+def _fill(path: str, content: bytes, *, durable: bool) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         left = memoryview(content)

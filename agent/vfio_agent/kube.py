@@ -5,6 +5,7 @@ Agents have no right on VFIOMigrations. Every call has a deadline.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,10 @@ class AgentApi:
             Outcome(outcome) if outcome else None, frozenset(spec["sourceNodes"]), frozenset(spec["targetNodes"])
         )
 
-    async def apply_device(self, name: str, spec: dict[str, Any], status: dict[str, Any]) -> None:
-        """Publish one device of this node: its identity, then its status."""
+    async def apply_device(
+        self, name: str, spec: dict[str, Any], status: dict[str, Any], *, known: bool = False
+    ) -> None:
+        """Publish one device of this node: its identity, then its status. known: its identity was published before."""
         head = {"apiVersion": f"{API_GROUP}/{API_VERSION}", "kind": "VFIODevice", "metadata": {"name": name}}
         options = {
             "field_manager": FIELD_MANAGER,
@@ -115,9 +118,15 @@ class AgentApi:
             "_content_type": APPLY,
             "_request_timeout": REQUEST_SECONDS,
         }
-        await self._objects.patch_cluster_custom_object(
-            API_GROUP, API_VERSION, "vfiodevices", name, {**head, "spec": spec}, **options
-        )
-        await self._objects.patch_cluster_custom_object_status(
-            API_GROUP, API_VERSION, "vfiodevices", name, {**head, "status": status}, **options
-        )
+        status_of = self._objects.patch_cluster_custom_object_status
+        said = API_GROUP, API_VERSION, "vfiodevices", name
+        if known:
+            try:
+                await status_of(*said, {**head, "status": status}, **options)
+            except ApiException as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise
+            else:
+                return
+        await self._objects.patch_cluster_custom_object(*said, {**head, "spec": spec}, **options)
+        await status_of(*said, {**head, "status": status}, **options)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ TOKEN_SECONDS = 30.0  # how often the token is looked at
 FAREWELL_SECONDS = 3.0  # for the operator to have read what was said last
 CHANNEL_OPTIONS = [
     ("grpc.ssl_target_name_override", TLS_NAME),
-    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
@@ -35,10 +36,15 @@ CHANNEL_OPTIONS = [
 ]
 
 
+async def _nothing() -> None:
+    """A link without an inventory."""
+
+
 class Link:
     """Keeps one stream to the leader open for `agent`; `hello` is sent with the sessions of the moment.
 
-    address: overrides the leader's own. silence_seconds: a leader pings; one that says nothing for so long is gone.
+    address: overrides the leader's own. look: publishes what the node has, and returns when it is there.
+    silence_seconds: a leader pings; one that says nothing for so long is gone.
     """
 
     def __init__(
@@ -49,10 +55,12 @@ class Link:
         token_file: Path,
         metrics: AgentMetrics,
         address: str = "",
-        silence_seconds: float = 20.0,
+        look: Callable[[], Awaitable[None]] = _nothing,
+        silence_seconds: float = 30.0,
         token_seconds: float = TOKEN_SECONDS,
     ):
         self._agent, self._api, self._hello, self._token_file = agent, api, hello, token_file
+        self._look, self._looks = look, set[asyncio.Task[None]]()
         self._metrics, self._address, self._silence_seconds = metrics, address, silence_seconds
         self._token_seconds = token_seconds
         self._writing = asyncio.Lock()  # grpc takes one message at a time
@@ -139,9 +147,9 @@ class Link:
             finally:
                 self._over.set()
                 call.cancel()
-                for task in tasks:
+                for task in (*tasks, *self._looks):
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*tasks, *self._looks, return_exceptions=True)
 
     async def _send(self, call: Any) -> None:
         hello = wire.hello_to_wire(self._hello)
@@ -188,8 +196,16 @@ class Link:
                 return
             if message.HasField("ping"):
                 await self._write(call, pb.AgentMessage(pong=message.ping))
+            elif message.HasField("look"):
+                self._looks.add(task := asyncio.create_task(self._looked(call, message.look)))
+                task.add_done_callback(self._looks.discard)
             else:
                 await self._incoming(message, call, address)
+
+    async def _looked(self, call: Any, number: int) -> None:
+        await self._look()
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the stream may have ended
+            await self._write(call, pb.AgentMessage(looked=number))
 
     async def _incoming(self, message: pb.OperatorMessage, call: Any, address: str) -> None:
         if message.HasField("welcome"):

@@ -51,6 +51,20 @@ class SessionFacts:
     gone: tuple[str, ...] = ()
 
 
+def told(facts: SessionFacts, command: Command) -> SessionFacts:
+    """What a session remembers once it was told `command`, before it does anything about it."""
+    return replace(
+        facts,
+        epoch=command.epoch,
+        sequence=command.sequence,
+        decision=facts.decision or command.decision,
+        backward=facts.backward or (facts.role is Role.SOURCE and command.goal in ROLLBACK),
+        switchover=facts.switchover or command.goal in (Goal.QUIESCED, Goal.STOP_COPY),
+        leaving=facts.leaving or command.goal in (Goal.RUNNING_P2P, Goal.RUNNING),
+        attempt=max(facts.attempt, command.attempt),
+    )
+
+
 class Inquiry(StrEnum):
     """What a session asks of the VFIOSwitchover by itself when it has heard nothing for too long."""
 

@@ -129,6 +129,9 @@ class AgentMetrics:
             "vfio_agent_operator_dials_total", "Attempts to connect to the operator.", Label("result", ("ok", "error"))
         )
         self.epoch = made.gauge("vfio_agent_epoch", "The highest epoch of a leader that this node has seen.")
+        self.tasks = made.gauge(
+            "vfio_agent_asyncio_tasks", "Tasks of this agent's event loop: with no session it stays the same."
+        )
 
     def inventory(self, found: Mapping[str, tuple[str, bool]]) -> None:
         """The node's devices now: address -> (driver, migratable)."""

@@ -1,6 +1,7 @@
 """The source's connection of one device's data stream: TLS, the rate limit, acknowledgements, and what it measures."""
 
 import os
+import select
 import socket
 import ssl
 import threading
@@ -28,9 +29,13 @@ PROBE_ANSWER_SECONDS = 5.0
 PROBES_BYTES = 16 << 20  # of all streams of a session together, but no less than _PROBE_CHUNK of each
 PROBE_LIMIT_SECONDS = 0.1
 MIN_PROBE = 512  # bytes
-# What the system may hold unsent: the rest of a state waits in the device, and a short burst does not look fast.
+# What the system may hold unsent: the rest of a state waits in the device, and a short burst does not look fast. What
+# goes out in a millisecond, where that is more: or a fast link waits for the sender to be woken each time.
 UNSENT_BYTES = 512 * 1024
-# The first bytes of a burst only fill buffers, which tells nothing of the link.
+UNSENT_SECONDS = 0.001
+MOST_UNSENT_BYTES = 4 << 20
+FIT_SECONDS = 0.01
+# The first bytes of a burst only fill buffers, which tells nothing of the link: as many, and what was held unsent.
 FILLING_BYTES = 1 << 20
 FILLING_SECONDS = 0.1
 _PROBE_CHUNK = 64 * 1024
@@ -45,12 +50,17 @@ class Route:
     pinned: tuple[bytes, ...]
 
 
+def unsent_bytes(bytes_per_second: int) -> int:
+    """What the system may hold unsent of a stream with this rate; a power of two, so that it seldom changes."""
+    return min(MOST_UNSENT_BYTES, max(UNSENT_BYTES, 1 << int(bytes_per_second * UNSENT_SECONDS).bit_length()))
+
+
 class Outlet:
     """One thread at a time connects, sends and awaits; `interrupt` may come from any other.
 
     limit and link are shared by the streams of a session. patience: seconds that one send or one answer may take.
     awaiting: what it is waiting for now, for people; "" if for nothing. answer_seconds: how long the answer to a probe
-    is waited for. hold: waits for so many seconds, for the limit. Every call raises StreamError.
+    is waited for. hold: waits as the limit's own does. Every call raises StreamError.
     """
 
     def __init__(
@@ -62,7 +72,7 @@ class Outlet:
         patience: float,
         *,
         answer_seconds: float = PROBE_ANSWER_SECONDS,
-        hold: Callable[[float], object] | None = None,
+        hold: Callable[..., object] | None = None,
     ):
         self._hello, self._route, self._limit, self._patience = hello, route, limit, patience
         self._own = LinkMeter(ceiling=limit.rate)
@@ -70,11 +80,12 @@ class Outlet:
         self._clock = link.now
         self._socket: ssl.SSLSocket | None = None
         self._stopped = threading.Event()
-        self._hold = hold or self._stopped.wait
+        self._hold = hold or limit.hold
         self._answer_seconds = answer_seconds
         self._owed: int | None = None  # what a probe's late answer will say
         self._state_bytes = self._burst = 0
         self._filling = limit.worth(FILLING_SECONDS, FILLING_BYTES)
+        self._unsent, self._fitted = UNSENT_BYTES, 0.0
         self._piece = limit.piece() + HEADER.size
         self._answer = bytearray(HEADER.size + COUNT.size)
         self._filled = 0  # bytes of an answer that have come
@@ -161,10 +172,22 @@ class Outlet:
         """Whatever is sent from now on follows a pause."""
         self._burst = 0
 
-    def data(self, frame: memoryview, began: float) -> None:
-        """Send a DATA frame, on which the stream has been busy since `began`."""
+    def takes(self, count: int) -> bool:
+        """Whether so many bytes can be sent just now without waiting, neither for the limit nor for the target."""
+        assert self._socket is not None
+        if not self._limit.has(count):
+            return False
+        ready = select.poll()
+        try:
+            ready.register(self._socket, select.POLLOUT)
+        except ValueError:  # it was closed meanwhile
+            return False
+        return bool(ready.poll(0))
+
+    def data(self, frame: memoryview, began: float, count: int) -> None:
+        """Send a DATA frame with `count` bytes, and what follows it, on which the stream is busy since `began`."""
         self._send(frame, began)
-        self._state_bytes += len(frame) - HEADER.size
+        self._state_bytes += count
 
     def send(self, frame: bytes) -> None:
         """Send any other frame."""
@@ -177,9 +200,10 @@ class Outlet:
         try:
             while at < len(frame) and not self._stopped.is_set():
                 piece = frame[at : at + self._piece]
+                switched_over = self._limit.switched_over
                 delay = self._limit.take(len(piece))
                 if delay:
-                    self._hold(delay)
+                    self._hold(delay, self._stopped.is_set, switched_over=switched_over)
                 self._socket.sendall(piece)
                 at += len(piece)
                 if began is not None:
@@ -193,7 +217,20 @@ class Outlet:
         if self._burst > self._filling:
             for meter in self._meters:
                 meter.carried(began, count)
-        return self.now()
+        now = self.now()
+        if now - self._fitted >= FIT_SECONDS:
+            self._fitted = now
+            self._fit()
+        return now
+
+    def _fit(self) -> None:
+        """Let the system hold as much unsent as suits what this stream carried lately."""
+        assert self._socket is not None
+        unsent = unsent_bytes(self.bytes_per_second)
+        if unsent != self._unsent:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent)
+            self._filling += unsent - self._unsent
+            self._unsent = unsent
 
     def acknowledged(self, count: int, what: str) -> None:
         """Wait until the target acknowledges `count` bytes as the answer to frame `what`."""
@@ -245,6 +282,7 @@ class Outlet:
     def interrupt(self) -> None:
         """Cut the connection: whoever uses it fails soon."""
         self._stopped.set()
+        self._limit.wake()
         if self._socket is not None:
             cut(self._socket)
 

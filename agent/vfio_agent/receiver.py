@@ -214,12 +214,11 @@ class DataServer:
     def _load(self, secure: ssl.SSLSocket, reader: FrameReader, inlet: Inlet, room: int) -> None:
         buffer = memoryview(bytearray(room))
         head, config = bytearray(HEADER.size), b""
+        secure.settimeout(STALL_SECONDS)  # once: each change is a call into the system, twice per frame
         while True:
             # between frames the source may have nothing to say for as long as its session lives (the session's end
             # closes this connection, a dead peer is found by keep-alive); within a frame it may not stall
-            secure.settimeout(None)
-            kind, length = reader.header(_read_exactly(secure, head))
-            secure.settimeout(STALL_SECONDS)
+            kind, length = reader.header(_read_exactly(secure, head, may_rest=True))
             if kind in (FrameType.DATA, FrameType.PROBE):
                 self._pass_on(secure, buffer, length, inlet if kind is FrameType.DATA else None)
                 continue
@@ -258,10 +257,16 @@ def _write_all(inlet: Inlet, data: memoryview) -> None:
         data = data[count:]
 
 
-def _read_exactly(sock: socket.socket, into: _Buffer) -> _Buffer:
+def _read_exactly(sock: socket.socket, into: _Buffer, *, may_rest: bool = False) -> _Buffer:
+    """Fill `into`. may_rest: the first byte may take longer than the socket's timeout."""
     view, filled = memoryview(into), 0
     while filled < len(view):
-        count = sock.recv_into(view[filled:])
+        try:
+            count = sock.recv_into(view[filled:])
+        except TimeoutError as error:
+            if filled or not may_rest or error.errno is not None:  # with an errno it is the system's: a dead peer
+                raise
+            continue
         if count == 0:
             if not filled:
                 raise StreamError("the source closed the data stream before its end; its agent's log says why")

@@ -11,7 +11,7 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vfio_agent.machine import SessionFacts
-from vfio_api.types import MigrationKey, Outcome, Role, SessionDevice, SessionSpec
+from vfio_api.types import Hook, MigrationKey, Outcome, PauseMethod, Role, SessionDevice, SessionSpec, Workload
 
 Record = dict[str, Any]
 Stored = tuple[MigrationKey, SessionSpec, SessionFacts]
@@ -21,6 +21,7 @@ MAX_NUMBER = 2**64 - 1  # as on the wire: whatever was written must be readable
 MAX_ITEMS = 1024
 _CHECK = b', "check": "%b"}'
 _CHECK_BYTES = len(_CHECK % bytes(64))
+_FACTS = [field.name for field in fields(SessionFacts)]
 
 
 class RecordError(ValueError):
@@ -29,7 +30,10 @@ class RecordError(ValueError):
 
 def seal(record: Record) -> bytes:
     """A record as it is written."""
-    raw = json.dumps(record).encode()
+    return _sealed(json.dumps(record).encode())
+
+
+def _sealed(raw: bytes) -> bytes:
     return raw[:-1] + _CHECK % hashlib.sha256(raw).hexdigest().encode()
 
 
@@ -59,13 +63,20 @@ def boot_of(record: Record) -> str:
     return str(_fitting(str, record.get("boot"), "boot"))
 
 
-def session_record(boot_id: str, key: MigrationKey, spec: SessionSpec, facts: SessionFacts) -> Record:
-    """What is stored of a session."""
-    return {"boot": boot_id, "migration": asdict(key), "spec": asdict(spec), "facts": asdict(facts)}
+def session_beginning(boot_id: str, key: MigrationKey, spec: SessionSpec) -> bytes:
+    """What of a session's record stays the same as long as it lives: all but its facts."""
+    return json.dumps({"boot": boot_id, "migration": asdict(key), "spec": asdict(spec)}).encode()[:-1]
+
+
+def session_record(beginning: bytes, facts: SessionFacts) -> bytes:
+    """A session's record as it is written. beginning: `session_beginning` of it."""
+    # not by asdict, which takes ten times as long: this is written while devices are down
+    told = json.dumps({name: getattr(facts, name) for name in _FACTS}).encode()
+    return _sealed(beginning + b', "facts": ' + told + b"}")
 
 
 def parse_session(record: Record) -> Stored:
-    """What `session_record` stored, also by a newer agent. Raises RecordError."""
+    """What a session's record says, also of one that was written by a newer agent. Raises RecordError."""
     key = MigrationKey(**_known(MigrationKey, record.get("migration"), "migration"))
     spec = SessionSpec(**_known(SessionSpec, record.get("spec"), "spec"))
     facts = SessionFacts(**_known(SessionFacts, record.get("facts"), "facts"))
@@ -105,9 +116,9 @@ def _fitting(hint: Any, value: Any, what: str) -> Any:
             return tuple(_fitting(inner[0], each, what) for each in value)
         if len(inner) == len(value):
             return tuple(_fitting(each, item, what) for each, item in zip(inner, value, strict=True))
-    elif hint is SessionDevice:
-        return SessionDevice(**_known(SessionDevice, value, what))
-    elif hint in (Role, Outcome):
+    elif hint in (SessionDevice, Workload, Hook):
+        return hint(**_known(hint, value, what))
+    elif hint in (Role, Outcome, PauseMethod):
         try:
             return hint(value)
         except ValueError:

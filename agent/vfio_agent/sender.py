@@ -14,16 +14,18 @@ from errno import EINVAL, ENODEV, ENOMSG, ENOTTY
 
 from vfio_agent.advice import advice
 from vfio_agent.devices.protocol import DataStream, NoDataError
-from vfio_agent.frames import HEADER, MAX_CONFIG, FrameType, StreamHello, buffer_bytes, pack_config, pack_count
+from vfio_agent.frames import COUNT, HEADER, MAX_CONFIG, FrameType, StreamHello, buffer_bytes, pack_config, pack_count
 from vfio_agent.linkrate import LinkMeter
 from vfio_agent.outlet import Outlet, Route
 from vfio_agent.ratelimit import TokenBucket
 from vfio_api.errors import DeviceError, Reason, VFIOMigrationError
 
+SMALL_BYTES = 64 * 1024  # what is left of a state and is smaller goes out together with the stream's END
 POLL_SECONDS = 0.02
 POLLS_PER_SECOND = 500  # of all streams of a session together: many devices must not be kept busy by being asked
 REPORT_SECONDS = 0.2
 IO_SECONDS = 30.0
+_TAIL = HEADER.size + MAX_CONFIG + HEADER.size + COUNT.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,11 @@ class Progress:
 class Sender:
     """Sends one device's state to `address` ("host:port").
 
-    `changed` is called from the sending thread when initial_acknowledged, drained, finished, `confirmed` or `error`
-    change, on progress at most every 200 ms, and when the device has come to have nothing more for now. config: what
-    the state does not carry (Device.config), read once all of the state is sent; raises DeviceError. carried: called
-    with how many bytes of the state were sent just now. streams: how many the session
-    has. patience: seconds that the peer may stall.
+    `changed` is called when initial_acknowledged, drained, finished, `confirmed` or `error` change, on progress at most
+    every 200 ms, and when the device has come to have nothing more for now. config: what the state does not carry
+    (Device.config), read once all of the state is sent; raises DeviceError. carried: called with how many bytes of the
+    state were sent just now. All three are called in the sending thread or in that of `stopped`. streams: how many the
+    session has. patience: seconds that the peer may stall.
     """
 
     def __init__(
@@ -78,6 +80,12 @@ class Sender:
         self._wake = threading.Condition()
         self._source: DataStream | None = None
         self._final = self._stopped = False
+        self._turn = threading.Lock()  # whoever has it uses device and outlet
+        self._renewed = False  # the device said to `rested` that it has initial data
+        self._frame = memoryview(bytearray(HEADER.size + self._room + _TAIL))
+        self._payload = self._frame[HEADER.size : HEADER.size + self._room]
+        self._small = min(SMALL_BYTES, self._room // 2)
+        self._left, self._said = 0, False  # bytes of state that are in the frame, not sent; END was sent
         self._asked = self._looked = self._confirmed = 0  # of `confirm`: calls; seen by a look; true since then
         self._thread = threading.Thread(target=self._run, name=f"send-{hello.device}", daemon=True)
         self._last_report = 0.0
@@ -99,12 +107,16 @@ class Sender:
         """Measure the link, at once with the other streams; after connect, before begin. Raises StreamError."""
         self._outlet.probe(self._streams)
 
-    def begin(self, source: DataStream) -> None:
-        """The device has handed out its data stream (PRE_COPY or STOP_COPY); closed if that came too late."""
+    def begin(self, source: DataStream, *, final: bool = False) -> None:
+        """The device has handed out its data stream (PRE_COPY or STOP_COPY); closed if that came too late.
+
+        final: in STOP_COPY; `stopped` follows, and nothing is sent before.
+        """
         with self._wake:
             if not self._stopped:
                 self._source = source
-                self._wake.notify()
+                if not final:
+                    self._wake.notify()
                 return
         source.close()
 
@@ -114,13 +126,52 @@ class Sender:
             self._asked += 1
             self._wake.notify()
 
+    def rested(self) -> bool:
+        """Whether the device, asked now, has no initial data but what is acknowledged. False: `confirm` finds out.
+
+        Any thread; the sending one is not waited for. A stream that has failed or was called off has no rest.
+        """
+        source = self._source
+        if source is None or not self._turn.acquire(blocking=False):
+            return False
+        try:
+            if self.error is not None or self._stopped or not self.progress.initial_acknowledged:
+                return False
+            info = source.precopy_info()
+            self._renewed = self._renewed or info.reinit or info.initial_bytes > 0
+        except OSError:
+            return False
+        finally:
+            self._turn.release()
+        return not self._renewed
+
     @property
     def confirmed(self) -> bool:
         """Whether all initial data that the device had at the last `confirm` is acknowledged as loaded."""
         return self._confirmed == self._asked
 
+    def stopped(self) -> None:
+        """The device is in STOP_COPY; `finish` follows when all are. Any thread.
+
+        What is little, and there already, is sent by this thread, if the sending one has nothing to do at the moment
+        and nothing holds the stream back: to wake the other takes longer, while the devices are down.
+        """
+        with self._wake:
+            self._final = True
+            here = self._source is not None and self.error is None and not self._stopped
+        if here and self._turn.acquire(blocking=False):
+            try:
+                if not self._said and self._outlet.takes(self._small + _TAIL) and self._fill(wait=False):
+                    self._say_end()
+            except VFIOMigrationError as error:
+                self._fail(error)
+            finally:
+                self._turn.release()
+        if not self._said:
+            self.finish()
+
     def finish(self) -> None:
-        """The device is in STOP_COPY: send to the end."""
+        """The device is in STOP_COPY: send to the end, and have it acknowledged."""
         with self._wake:
             self._final = True
             self._wake.notify()
@@ -147,68 +198,109 @@ class Sender:
         try:
             self._send_all()
         except VFIOMigrationError as error:
-            if not self._stopped:
-                error.device = error.device or self._device
-                self.error = error
-                self._changed()
+            self._fail(error)
+
+    def _fail(self, error: VFIOMigrationError) -> None:
+        if not self._stopped and self.error is None:
+            error.device = error.device or self._device
+            self.error = error
+            self._changed()
 
     def _send_all(self) -> None:
-        frame = memoryview(bytearray(HEADER.size + self._room))
         idle = False
-        while not self._stopped:
-            source, final = self._wait(idle=idle)
+        while not self._stopped and self.error is None:
+            source = self._wait(idle=idle)
             if source is None:
                 continue
-            if final:
-                self._drain(source, frame)
-                break
-            before = self.progress.sent_bytes
-            self._look(source, drained=False)
-            self._drain(source, frame)
-            self._look(source, drained=True)
-            rested, idle = idle, self.progress.sent_bytes == before
-            if not idle:
-                self.progress = replace(self.progress, passes=self.progress.passes + 1)
+            with self._turn:
+                if self._final:
+                    break
+                before = self.progress.sent_bytes
+                self._look(source, drained=False)
+                self._drain(source)
+                self._look(source, drained=True)
+                rested, idle = idle, self.progress.sent_bytes == before
+                if not idle:
+                    self.progress = replace(self.progress, passes=self.progress.passes + 1)
             if idle and not rested:
                 self._changed()  # what was told in the midst of the last burst is no longer so
-        if not self._stopped:
-            self._finish()
+        with self._turn:
+            if not self._said and not self._stopped and self.error is None:
+                self._send_rest()
+        if self._said and not self._stopped:
+            self._outlet.acknowledged(self.progress.sent_bytes, "END")
+            self.progress = replace(self.progress, finished=True)
+            self._changed()
 
-    def _finish(self) -> None:
-        config = self._config()
+    def _send_rest(self) -> None:
+        """In STOP_COPY: send until the device has nothing more at all, and that this is the end."""
+        self._outlet.burst()
+        began = self._outlet.now()
+        while not self._fill():
+            if self._stopped:
+                return
+            HEADER.pack_into(self._frame, 0, FrameType.DATA, self._left)
+            self._outlet.data(self._frame[: HEADER.size + self._left], began, self._left)
+            self._account(self._left)
+            self._left, began = 0, self._outlet.now()
+        self._say_end()
+
+    def _fill(self, *, wait: bool = True) -> bool:
+        """Read what the device has left until that is worth a frame; whether it has nothing more at all.
+
+        What is small is not sent by itself: each message wakes the other end. wait: for a device that has to do
+        something before it gives its state.
+        """
+        source = self._source
+        assert source is not None
+        while self._left <= self._small and not self._stopped and (wait or source.ready()):
+            count = self._read(source, self._payload[self._left :])
+            if count == 0:
+                return True
+            self._left += count or 0
+        return False
+
+    def _say_end(self) -> None:
+        """Send the last bytes of state, which are in the frame already, and what is to be said after them."""
+        began, config = self._outlet.now(), self._config()
         if len(config) > MAX_CONFIG:
             raise DeviceError(
                 f"device {self._device}: its config has {len(config)} bytes, at most {MAX_CONFIG} can be carried",
                 device=self._device,
             )
-        if config:
-            self._outlet.send(pack_config(config))
-        self._outlet.send(pack_count(FrameType.END, self.progress.sent_bytes))
-        self._outlet.acknowledged(self.progress.sent_bytes, "END")
-        self.progress = replace(self.progress, finished=True)
-        self._changed()
+        left = self._left
+        tail = pack_config(config) if config else b""
+        tail += pack_count(FrameType.END, self.progress.sent_bytes + left)
+        if left:
+            HEADER.pack_into(self._frame, 0, FrameType.DATA, left)
+            end = HEADER.size + left
+            self._frame[end : end + len(tail)] = tail
+            self._outlet.data(self._frame[: end + len(tail)], began, left)
+            self._count(left)  # it is told when it is acknowledged
+        else:
+            self._outlet.send(tail)
+        self._left, self._said = 0, True
 
-    def _wait(self, *, idle: bool) -> tuple[DataStream | None, bool]:
+    def _wait(self, *, idle: bool) -> DataStream | None:
         with self._wake:
-            pause = idle or self.progress.drained or self._source is None
-            new = self._asked != self._looked and self._source is not None
-            if pause and not new and not self._final and not self._stopped:
-                self._wake.wait(self._poll if self._source is not None else None)
-            return self._source, self._final
+            if self._source is None:  # also at the end: what a pod saves comes when it is saved
+                self._wake.wait_for(lambda: self._source is not None or self._stopped)
+            elif (idle or self.progress.drained) and not (self._final or self._stopped or self._asked != self._looked):
+                self._wake.wait(self._poll)
+            return self._source
 
-    def _drain(self, source: DataStream, frame: memoryview) -> None:
+    def _drain(self, source: DataStream) -> None:
         """Send until the device has nothing more for now, or nothing more at all."""
-        payload = frame[HEADER.size :]
         self._outlet.burst()
         while not self._stopped:
             began = self._outlet.now()
-            count = self._read(source, payload)
+            count = self._read(source, self._payload)
             if count is None:
                 continue
             if count == 0:
                 return
-            HEADER.pack_into(frame, 0, FrameType.DATA, count)
-            self._outlet.data(frame[: HEADER.size + count], began)
+            HEADER.pack_into(self._frame, 0, FrameType.DATA, count)
+            self._outlet.data(self._frame[: HEADER.size + count], began, count)
             due = self._account(count)
             if (due or not self.confirmed) and not self._final:
                 self._look(source, drained=False)
@@ -246,18 +338,21 @@ class Sender:
 
     def _account(self, count: int) -> bool:
         """Count what was sent; True if it is time to look and to report."""
-        self.progress = replace(
-            self.progress,
-            sent_bytes=self.progress.sent_bytes + count,
-            bytes_per_second=self._outlet.bytes_per_second,
-        )
-        self._carried(count)
+        self._count(count)
         now = time.monotonic()
         due = now - self._last_report >= REPORT_SECONDS
         if due:
             self._last_report = now
             self._changed()
         return due
+
+    def _count(self, count: int) -> None:
+        self.progress = replace(
+            self.progress,
+            sent_bytes=self.progress.sent_bytes + count,
+            bytes_per_second=self._outlet.bytes_per_second,
+        )
+        self._carried(count)
 
     def _look(self, source: DataStream, *, drained: bool) -> None:
         """In pre-copy: ask how much is left, and have the initial data acknowledged once it is all sent."""
@@ -271,7 +366,8 @@ class Sender:
             raise self._unreadable(error) from error
         before = self.progress
         # a driver that raises initial_bytes again without the flag is taken at its word, too
-        anew = before.initial_acknowledged and (info.reinit or info.initial_bytes > 0)
+        anew = before.initial_acknowledged and (info.reinit or info.initial_bytes > 0 or self._renewed)
+        self._renewed = False
         self.progress = replace(
             before,
             initial_bytes=info.initial_bytes,

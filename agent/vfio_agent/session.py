@@ -1,10 +1,11 @@
 """One side of one migration on this node: takes commands, makes them true, reports.
 
-Decisions are in `machine`; here are their effects, in the order journal -> device -> report. Arcs of one round go in
-parallel, one thread each; a round that fails ends the command, so that no barrier is passed on a failure.
+Decisions are in `machine`; here are their effects, in the order journal -> device -> report. Arcs of one round may go
+in parallel; a round that fails ends the command, so that no barrier is passed on a failure.
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,27 +17,28 @@ import structlog
 from vfio_agent import machine
 from vfio_agent.datatls import Identity, new_identity
 from vfio_agent.holdings import Held, read_state
-from vfio_agent.machine import DeviceFacts, Round, SessionFacts
+from vfio_agent.machine import DeviceFacts, SessionFacts
+from vfio_agent.passage import go_through
 from vfio_agent.source_side import SourceSide
 from vfio_agent.surroundings import Surroundings
 from vfio_agent.target_side import TargetSide
 from vfio_agent.trail import Trail
+from vfio_agent.workload import Workloads
 from vfio_api.device import DeviceState
 from vfio_api.errors import CommandError, DeviceError, JournalError, Reason, VFIOMigrationError
 from vfio_api.types import (
     Command,
-    DeviceReport,
     Failure,
     Goal,
     MigrationKey,
     Outcome,
     Role,
     SessionDevice,
-    SessionReport,
     SessionSpec,
     Timing,
 )
 
+REPORTED_SECONDS = 0.1
 _LOSSES = (Reason.SOURCE_STATE_LOST, Reason.TARGET_LOST_AFTER_COMMIT)
 
 
@@ -61,6 +63,7 @@ class Session:
         self._turn = asyncio.Lock()
         self.trail = Trail(around.traces, key.uid, facts.role, around.epoch)
         self.log = structlog.get_logger().bind(migration=str(key), uid=key.uid, role=facts.role.value)
+        self.workloads = Workloads(self)
         side = SourceSide if facts.role is Role.SOURCE else TargetSide
         self.side: SourceSide | TargetSide = side(self)
 
@@ -105,7 +108,7 @@ class Session:
         machine.admit(self.facts, command)
         self.heard()
         if command.goal in machine.ROLLBACK or command.goal is Goal.RELEASED:
-            self.side.interrupt()
+            self._interrupt()
         async with self._turn:
             if self.ended:
                 return  # it waited while the session was released
@@ -161,22 +164,23 @@ class Session:
             self.all_held()
         if self.side.keeps(command):
             return  # a stream came meanwhile
+        if self.facts.role is Role.SOURCE and command.goal in (Goal.QUIESCED, Goal.STOP_COPY) and not command.again:
+            await self.workloads.pause()
         devices, again = self._concerned(command), bool(command.again)
-        for planned in machine.rounds(self.facts.role, command.goal, devices, pre_copy=self.spec.pre_copy, again=again):
-            if planned.step == machine.BARRIER_B:
-                await self.side.settle()
-            await self.move(planned)
-        if command.goal is Goal.QUIESCED:
-            await self.side.settle()  # the other nodes' devices stop as soon as all say that they are here
+        planned = machine.rounds(self.facts.role, command.goal, devices, pre_copy=self.spec.pre_copy, again=again)
+        # the other nodes' devices stop as soon as all say that they are quiescent
+        await go_through(self, planned, settles=command.goal is Goal.QUIESCED)
         await self.side.after(command)
+        if command.goal is Goal.RUNNING:
+            await self.workloads.resume()
         self.reached = command.goal
         self.heard()
-        self.log.info(
-            "goal reached",
-            goal=command.goal.value,
-            epoch=command.epoch,
-            milliseconds=round((time.perf_counter() - began) * 1000, 3),
-        )
+        milliseconds = round((time.perf_counter() - began) * 1000, 3)
+        self.say_later("goal reached", goal=command.goal.value, epoch=command.epoch, milliseconds=milliseconds)
+
+    def say_later(self, event: str, **what: object) -> None:
+        """Log something once it is reported: devices may be down until the operator knows it."""
+        self._loop.call_later(REPORTED_SECONDS, partial(self.log.info, event, **what))
 
     def heard(self) -> None:
         """The session was told something, or has done what it was told: its time of silence begins anew."""
@@ -201,7 +205,12 @@ class Session:
                     reason=Reason.SWITCHOVER_TIMEOUT,
                 )
             )
-            self.side.interrupt()
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Whatever waits for a stream or for a pod waits no longer."""
+        self.side.interrupt()
+        self.workloads.call_off()
 
     async def learn(self, decision: Outcome) -> None:
         """The decision as it was read back; it outranks whatever is said later."""
@@ -215,16 +224,7 @@ class Session:
         self._around.notify(self)
 
     async def _remember(self, command: Command) -> None:
-        facts = replace(
-            self.facts,
-            epoch=command.epoch,
-            sequence=command.sequence,
-            decision=self.facts.decision or command.decision,
-            backward=self.facts.backward or (self.facts.role is Role.SOURCE and command.goal in machine.ROLLBACK),
-            switchover=self.facts.switchover or command.goal in (Goal.QUIESCED, Goal.STOP_COPY),
-            leaving=self.facts.leaving or command.goal in (Goal.RUNNING_P2P, Goal.RUNNING),
-            attempt=max(self.facts.attempt, command.attempt),
-        )
+        facts = machine.told(self.facts, command)
         # forward, what cannot be recorded is not done; the way back and what the decision demands can be learned anew
         if command.goal in machine.SOURCE_FORWARD and facts.decision is None:
             await self.record(facts, durable=command.goal is Goal.PREPARED)
@@ -256,20 +256,13 @@ class Session:
         """Run a blocking call in the arcs' threads."""
         return await self._loop.run_in_executor(self._around.arcs, call)
 
-    async def move(self, planned: Round) -> None:
-        """One round: all moves in parallel; every one is waited for, then the first failure is raised."""
-        began = time.perf_counter()
-        if planned.step == machine.BARRIER_A and self._turned is None:
-            self._turned = began
-        self.trail.enter(planned.step)
-        moves = [self.blocking(partial(self.set_state, n, s)) for n, s in planned.moves]
-        results = await asyncio.gather(*moves, return_exceptions=True)
-        self.timed(planned.step, began)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        if planned.step == machine.BARRIER_D and planned.moves:
-            self._turned = time.perf_counter()
+    def turns(self) -> None:
+        """A source begins to stop: its pods, or else its devices."""
+        self._turned = self._turned or time.perf_counter()
+
+    def turned(self) -> None:
+        """A target runs, devices and pods."""
+        self._turned = time.perf_counter()
 
     def timed(self, step: str, began: float) -> None:
         """Note how long a step took, from `began` (time.perf_counter) until now; any thread."""
@@ -277,10 +270,15 @@ class Session:
         self._timings[step] = int((ended - began) * 1e6)
         self.trail.timed(step, began, ended)
 
-    def set_state(self, name: str, new: DeviceState) -> None:
-        """Move one device and read its state back; blocking, any thread. Raises DeviceError with arc and errno."""
+    def set_state(self, name: str, new: DeviceState, called_off: threading.Event | None = None) -> None:
+        """Move one device and read its state back; blocking, any thread. Raises DeviceError with arc and errno.
+
+        called_off: once set, the device is not touched any more: others may have looked at it since.
+        """
         held = self.device(name)
         with held.lock:
+            if called_off is not None and called_off.is_set():
+                raise DeviceError(f"device {name} ({held.address}): too late for {new.name}", device=name)
             old = self._states.get(name, DeviceState.ERROR)
             began = time.perf_counter()
             try:
@@ -298,9 +296,9 @@ class Session:
                 ) from error
             took = time.perf_counter() - began
             self._states[name] = new
-        self.side.moved(name, old, new)
         if stream is not None:
             self.side.data_stream(name, stream)
+        self.side.moved(name, old, new)
         self._around.metrics.arc(held.address, old, new, "ok", took)
         self.trail.arc(name, old, new, began)
 
@@ -360,35 +358,10 @@ class Session:
     def _state_names(self) -> str:
         return ", ".join(f"{name}={state.name}" for name, state in self._states.items())
 
-    def report(self) -> SessionReport:
-        """The session as it is now."""
-        devices = tuple(
-            self.side.complete(
-                DeviceReport(
-                    name=device.name,
-                    address=device.address,
-                    state=self.state(device.name),
-                    flags=self._held[device.name].flags,
-                )
-            )
-            for device in self.spec.devices
-            if device.name in self._held
-        )
-        return SessionReport(
-            migration_uid=self.key.uid,
-            role=self.facts.role,
-            epoch=self.facts.epoch,
-            sequence=self.facts.sequence,
-            reached=self.reached,
-            backward=self.facts.backward,
-            certificate=self.identity.certificate,
-            devices=devices,
-            failure=self.failure,
-            timings=tuple(Timing(step, us) for step, us in list(self._timings.items())),
-            link_bytes_per_second=self.side.link_bytes_per_second(),
-            lost=self.facts.lost,
-            attempt=self.facts.attempt,
-        )
+    @property
+    def timings(self) -> tuple[Timing, ...]:
+        """How long each step took that was done."""
+        return tuple(Timing(step, us) for step, us in list(self._timings.items()))
 
     def turned_microseconds(self) -> int:
         """How long ago the source began to stop, or the target ran again; 0 if not."""
@@ -397,6 +370,7 @@ class Session:
     def end(self) -> None:
         """Stop threads and forget the journal's record; the devices are what they are."""
         self.side.close()
+        self.side.forget()
         self.trail.hand_over()
         self._around.journal.forget(self.key, self.facts.role)
         self.ended = True

@@ -39,8 +39,12 @@ class AgentSettings(BaseSettings):
     metrics_host: str = ""
     metrics_port: int = 9102
     inventory_seconds: float = 10.0
-    silence_seconds: float = 20.0  # a leader that does not even ping for so long is not there
+    silence_seconds: float = 30.0  # a leader that does not even ping for so long is not there
     drain_seconds: float = 0.0
     keeper_wait_seconds: float = 0.0  # how long the keeper may take to be there when the agent starts
+    # of the host, wherever they are mounted
+    proc_dir: Path = Path("/proc")
+    cgroup_dir: Path = Path("/sys/fs/cgroup")
+    pod_logs_dir: Path = Path("/var/log/pods")
     otlp_endpoint: str = ""  # of a collector of traces; empty: as OTEL_* say, or none
     log_level: str = "info"

@@ -3,17 +3,23 @@
 `before` runs before the rounds of a command, `after` when all its rounds succeeded.
 """
 
+import asyncio
+import os
 import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vfio_agent.adoption import duplicate, find, is_device
 from vfio_agent.advice import advice
 from vfio_agent.devices.protocol import DataStream
+from vfio_agent.holdings import Held
 from vfio_agent.losses import raise_unless_running, reset_lost, say_lost
 from vfio_agent.metrics import Stage
+from vfio_agent.podstate import POD, SavedState
 from vfio_agent.sender import Progress
-from vfio_agent.streams import SourceStreams, at_once
+from vfio_agent.streams import SourceStreams
+from vfio_agent.threads import at_once
 from vfio_api.device import DeviceState, MigrationFlags
 from vfio_api.errors import CommandError, DeviceError, Reason, VFIOMigrationError
 from vfio_api.types import Command, DeviceReport, Goal, Outcome, SessionDevice
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from vfio_agent.session import Session
 
 SAMPLE_SECONDS = 0.02
+_DOWN = (DeviceState.PRE_COPY_P2P, DeviceState.RUNNING_P2P, DeviceState.STOP_COPY)
 _PRE_COPY = (DeviceState.PRE_COPY, DeviceState.PRE_COPY_P2P)
 
 
@@ -49,13 +56,23 @@ class SourceSide:
         """They are said again whenever it comes back."""
 
     def moved(self, name: str, old: DeviceState, new: DeviceState) -> None:
-        """Nor does it keep an account of its devices' arcs."""
+        """Streams are not held back any more once the first device is quiesced, and one that is in STOP_COPY is sent to
+        its end, without waiting for the others; in an arc's thread.
+
+        The decision waits for all of them: what a target has loaded by then is blanked again if one does not get there.
+        """
+        if new in _DOWN:
+            self._streams.switch_over()
+        sender = self._streams.get(name)
+        if new is DeviceState.STOP_COPY and sender is not None:
+            sender.stopped()
 
     async def before(self, command: Command) -> None:
         """Take the devices; connect the streams; on the way back, restore what only a reset restores."""
         if command.goal is Goal.PREPARED:
             for device in self._session.spec.devices:
                 await self._session.blocking(partial(self._hold, device))
+            await self._session.workloads.find()
         if command.goal is Goal.PRE_COPY:
             await self._streams.connect(command)
         if command.again:
@@ -72,7 +89,7 @@ class SourceSide:
         """Stream to the end behind barrier B; give the devices up at the end."""
         if command.goal is Goal.STOP_COPY:
             began, rate = time.perf_counter(), self.link_bytes_per_second()
-            await self._streams.finish()
+            await asyncio.gather(self._streams.finish(), self._save(command))
             self._session.timed("transfer", began)
             if not command.again:  # what is sent again passes nothing a second time
                 self._measure(rate, time.perf_counter() - began)
@@ -82,7 +99,19 @@ class SourceSide:
             say_lost(self._session)
         if command.goal is Goal.RELEASED:
             await self.stop_streams()
+            if self._session.facts.decision is Outcome.COMMIT:
+                await self._session.workloads.end()
+            elif self._session.reached is not Goal.RUNNING:  # by what this agent knows nobody has resumed its pods
+                await self._session.workloads.resume()
             await self._session.blocking(self._release)
+
+    async def _save(self, command: Command) -> None:
+        """All sources are stopped, so what the pod's memory has by DMA is complete: what it gives goes along."""
+        if command.again:
+            return  # the counterpart has it
+        state = await self._session.workloads.save()
+        if (sender := self._streams.get(POD)) is not None:
+            sender.begin(SavedState(state))
 
     def _measure(self, rate: int, seconds: float) -> None:
         """rate: of the link in bytes per second when the devices were stopped. seconds: how long the rest took."""
@@ -95,7 +124,7 @@ class SourceSide:
                 metrics.passes(passes)
 
     def _hold(self, device: SessionDevice) -> None:
-        held = self._session.around.holdings.get(device.address)
+        held = self._session.around.holdings.get(device.address) or self._adopt(device)
         if held is None:
             raise DeviceError(
                 f"device {device.name} ({device.address}) is not held by this agent: nothing has it open, so it "
@@ -103,8 +132,48 @@ class SourceSide:
                 reason=Reason.SOURCE_NOT_HELD,
                 device=device.name,
             )
+        if device.pod_uid and held.pod and held.pod != device.pod_uid:
+            raise DeviceError(
+                f"device {device.name} ({device.address}) is used by {held.holder} now, no longer by pod "
+                f"{self._session.around.pods.ref(device.pod_uid)}, for which this was planned; create it again",
+                reason=Reason.SOURCE_NOT_HELD,
+                device=device.name,
+            )
         self._session.hold(device.name, held)
         self._sample(device.name)
+
+    def _adopt(self, device: SessionDevice) -> Held | None:
+        """The device by a duplicate of the fd of its pod's process; None if no pod is said to have it open."""
+        if not device.pod_uid:
+            return None
+        around = self._session.around
+        opening = find(around.pods, device.pod_uid, device.address, around.holdings.nodes())
+        pod = around.pods.ref(device.pod_uid)
+        if opening is None:
+            raise DeviceError(
+                f"device {device.name} ({device.address}): no process of pod {pod} has it open any more; look at "
+                "kubectl describe pod and at HOLDER in kubectl get vfd",
+                reason=Reason.SOURCE_NOT_HELD,
+                device=device.name,
+            )
+        try:
+            fd = duplicate(around.pods, opening, device.pod_uid)
+        except OSError as error:
+            raise DeviceError(
+                f"device {device.name} ({device.address}): {opening} of pod {pod} could not be duplicated: {error}",
+                reason=Reason.SOURCE_NOT_HELD,
+                device=device.name,
+                errno=error.errno or 0,
+            ) from error
+        if not opening.address and not is_device(around.pods, opening.pid, fd, device.address, around.holdings.nodes()):
+            os.close(fd)
+            raise DeviceError(
+                f"device {device.name} ({device.address}): {opening} of pod {pod} is another file by now; try again",
+                reason=Reason.SOURCE_NOT_HELD,
+                device=device.name,
+            )
+        self._session.log.info("device adopted", device=device.name, pod=str(pod), pid=opening.pid, fd=opening.fd)
+        return around.holdings.adopt(device.address, fd, f"pod {pod}", device.pod_uid, borrowed=True)
 
     def _sample(self, name: str) -> None:
         """Ask how much STOP_COPY would still give; not in the switchover.
@@ -134,7 +203,7 @@ class SourceSide:
         return replace(report, stop_copy_bytes=size)
 
     def _config(self, name: str) -> bytes:
-        """What the state of a device does not carry; in its sender's thread. Raises DeviceError."""
+        """What the state of a device does not carry; in its sender's or an arc's thread. Raises DeviceError."""
         held = self._session.device(name)
         with held.lock:
             try:
@@ -152,22 +221,30 @@ class SourceSide:
         if sender is None:
             stream.close()
             raise CommandError(f"device {name}: there is no stream to its target; PreCopy comes first", device=name)
-        sender.begin(stream)
+        sender.begin(stream, final=self._session.state(name) is DeviceState.STOP_COPY)
 
     def _on_change(self, name: str) -> None:
         """Something changed at a sender; in its thread."""
-        self._sample(name)
+        if name != POD:
+            self._sample(name)
         self._session.changed()
+
+    def settled(self) -> bool:
+        """Whether all initial data is loaded, by what the devices say now; blocking. False: `settle` finds out."""
+        return all(sender.rested() for name in self._acknowledging() if (sender := self._streams.get(name)))
 
     async def settle(self) -> None:
         """Between the barriers A and B: what is initial data must be loaded before its device may stop.
 
         A device can have come to have new initial data after it was found converged. Raises StreamError, DeviceError.
         """
+        await self._streams.confirm(self._acknowledging())
+
+    def _acknowledging(self) -> list[str]:
         session = self._session
         if not (session.spec.pre_copy and session.spec.switchover_ack):
-            return
-        await self._streams.confirm([d.name for d in session.held_devices() if session.state(d.name) in _PRE_COPY])
+            return []
+        return [d.name for d in session.held_devices() if session.state(d.name) in _PRE_COPY]
 
     def awaited(self) -> tuple[str, str]:
         """The first device whose stream held up the step that was given up, and what it waits for; "" if none did."""
@@ -183,9 +260,12 @@ class SourceSide:
         return tuple(sender is not None and sender.progress.initial_acknowledged for sender in senders)
 
     def _release(self) -> None:
-        if self._session.facts.decision is Outcome.COMMIT:
-            for device in self._session.spec.devices:
-                self._session.around.holdings.release(device.address)
+        holdings = self._session.around.holdings
+        committed = self._session.facts.decision is Outcome.COMMIT
+        for device in self._session.spec.devices:
+            held = holdings.get(device.address)
+            if committed or (held is not None and held.borrowed):
+                holdings.release(device.address)
 
     async def stop_streams(self) -> None:
         """End every stream, and wait until their threads have ended."""
@@ -213,3 +293,7 @@ class SourceSide:
     def close(self) -> None:
         """The session ends."""
         self.interrupt()
+
+    def forget(self) -> None:
+        """The session has ended, and its streams were stopped."""
+        self._streams.forget()

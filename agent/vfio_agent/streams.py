@@ -1,13 +1,9 @@
-"""The data streams of a source session: one sender per device; connected, awaited and ended together.
-
-What blocks here runs in threads of its own: streams that hang must not take the threads in which the arcs of other
-migrations are made.
-"""
+"""The data streams of a source session: one sender per device; connected, awaited and ended together."""
 
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,8 +11,10 @@ from vfio_agent.datatls import context
 from vfio_agent.frames import StreamHello
 from vfio_agent.linkrate import LinkMeter
 from vfio_agent.metrics import Stage
+from vfio_agent.podstate import POD
 from vfio_agent.ratelimit import TokenBucket
 from vfio_agent.sender import IO_SECONDS, Sender
+from vfio_agent.threads import at_once
 from vfio_api.device import DeviceState
 from vfio_api.errors import CommandError, StreamError
 from vfio_api.types import Command
@@ -27,26 +25,11 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10.0
 
 
-async def at_once(calls: list[Callable[[], None]]) -> None:
-    """Make blocking calls, each in a thread of its own; all are waited for, then the first failure is raised."""
-    if not calls:
-        return
-    threads = ThreadPoolExecutor(len(calls), "stream")
-    loop = asyncio.get_running_loop()
-    try:
-        found = await asyncio.gather(*(loop.run_in_executor(threads, call) for call in calls), return_exceptions=True)
-    finally:
-        threads.shutdown(wait=False)
-    for result in found:
-        if isinstance(result, BaseException):
-            raise result
-
-
 class SourceStreams:
     """The senders of `session`, by device name.
 
-    changed: called with a device's name, in its sender's thread, when there is something new of it. config: what the
-    state of a device does not carry, asked in its sender's thread; raises DeviceError.
+    changed: called with a device's name when there is something new of it. config: what the state of a device does not
+    carry; raises DeviceError. Both are called in its sender's thread or in an arc's.
     """
 
     def __init__(self, session: "Session", changed: Callable[[str], None], config: Callable[[str], bytes]):
@@ -56,6 +39,7 @@ class SourceStreams:
         self._news = asyncio.Event()
         self._interrupted = False
         self._awaited: tuple[str, Callable[[Sender], bool]] | None = None  # what for, and whether a stream has it
+        self._limit = TokenBucket(session.spec.bandwidth_limit_bytes_per_second)
         self._link = LinkMeter(ceiling=session.spec.bandwidth_limit_bytes_per_second)
 
     def get(self, name: str) -> Sender | None:
@@ -79,8 +63,9 @@ class SourceStreams:
         pinned = tuple(peer.certificate for peer in command.peers)
         spec = self._session.spec
         tls = context(self._session.identity, pinned, server=False)
-        limit = TokenBucket(spec.bandwidth_limit_bytes_per_second)
         devices = [d for d in spec.devices if not command.again or d.name in command.again]
+        if self._session.workloads.hooked is not None and not command.again:
+            devices.append(replace(devices[0], name=POD))  # to the counterpart's node: all devices go there
         for device in devices:
             peer = peers.get(device.peer_node)
             if peer is None:
@@ -93,17 +78,17 @@ class SourceStreams:
                 peer.data_address,
                 tls,
                 (peer.certificate,),
-                limit,
+                self._limit,
                 partial(self._changed, device.name),
                 link=self._link,
-                config=partial(self._config, device.name),
+                config=bytes if device.name == POD else partial(self._config, device.name),
                 carried=partial(self._carried, device.name),
                 streams=len(devices),
             )
 
     def _carried(self, name: str, count: int) -> None:
-        """In a device's sender's thread."""
-        stopped = self._session.state(name) is DeviceState.STOP_COPY
+        """In a device's sender's thread, or in an arc's."""
+        stopped = name == POD or self._session.state(name) is DeviceState.STOP_COPY
         self._session.around.metrics.sent(Stage.STOP_COPY if stopped else Stage.PRE_COPY, count)
         if stopped:
             self._rest[name] = self._rest.get(name, 0) + count
@@ -114,6 +99,10 @@ class SourceStreams:
                 self._session.fail(sender.error)
         self._tell(name)
         self._session.on_loop(self._news.set)
+
+    def switch_over(self) -> None:
+        """The devices begin to be down. Any thread, any number of times."""
+        self._limit.switch_over()
 
     async def confirm(self, names: Iterable[str]) -> None:
         """Wait until the targets have acknowledged all the initial data that these devices, asked anew, have by now."""
@@ -171,6 +160,10 @@ class SourceStreams:
         for sender in self._senders.values():
             sender.interrupt()
         self._news.set()
+
+    def forget(self) -> None:
+        """Nothing is asked of the streams any more: with their threads goes their memory, of which TLS has the most."""
+        self._senders = {}
 
     def stop(self) -> None:
         """End every stream; blocking, for IO_SECONDS at most for all of them together."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vfio_agent.holdings import Holdings
 from vfio_agent.journal import Journal
 from vfio_agent.metrics import AgentMetrics
+from vfio_agent.pods import Pods
 from vfio_agent.receiver import DataServer
 from vfio_api.spans import Sink
 
@@ -28,5 +29,6 @@ class Surroundings:
     arcs: Executor
     metrics: AgentMetrics
     notify: Callable[["Session"], None]
+    pods: Pods = field(default_factory=Pods)
     traces: Sink | None = None
     epoch: Callable[[], int] = lambda: 0

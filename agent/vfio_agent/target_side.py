@@ -13,9 +13,11 @@ from vfio_agent.advice import advice
 from vfio_agent.datatls import context
 from vfio_agent.devices.protocol import DataStream
 from vfio_agent.machine import rounds
+from vfio_agent.passage import go_through
+from vfio_agent.podstate import POD, LoadedState
 from vfio_agent.receiver import Expected, Inlet
 from vfio_api.device import RUNS, DeviceState
-from vfio_api.errors import DeviceError, JournalError, Reason, VFIOMigrationError
+from vfio_api.errors import DeviceError, JournalError, Reason, VFIOMigrationError, WorkloadError
 from vfio_api.types import Command, DeviceReport, Goal, Outcome, Role, SessionDevice
 
 if TYPE_CHECKING:
@@ -44,7 +46,10 @@ class TargetSide:
         self._inlets: dict[str, Inlet] = {}
         self._streams: dict[str, DataStream] = {}
         self._loaded: set[str] = set()
+        self._new: list[tuple[str, int]] = []  # loaded, by which loading, and not in `_loaded` yet
+        self._news = threading.Lock()
         self._ran: set[str] = set()  # devices that have left STOP
+        self._pod_state = LoadedState()
         self._loads: dict[str, int] = {}  # how often a device was made ready to load
         self._validating = {device.name: threading.Lock() for device in session.spec.devices}
         self._left = session.facts.leaving  # an earlier agent was told to: one that is gone may have run
@@ -170,6 +175,9 @@ class TargetSide:
                 load = self._loads.get(name, 0)
                 complete = partial(self._validate, name, load)
                 self._inlets[name] = Inlet(name, self._stream(device), complete, partial(self._broken, name, load))
+        if self._session.workloads.hooked is not None and not command.again and POD not in self._inlets:
+            broken = partial(self._broken, POD, 0)
+            self._inlets[POD] = Inlet(POD, self._pod_state, self._load_pod, broken)
         self._session.around.server.expect(
             self._session.key.uid,
             Expected(context(self._session.identity, pinned, server=True), pinned, self._inlets),
@@ -225,7 +233,32 @@ class TargetSide:
             )
             return
         self._session.timed(f"load/{name}", began)
-        self._session.on_loop(self._vote, name, load)
+        self._has_loaded(name, load)
+
+    def _has_loaded(self, name: str, load: int) -> None:
+        """One is loaded; in its receiving thread. The loop is woken once for all that it has not looked at yet."""
+        with self._news:
+            self._new.append((name, load))
+            first = len(self._new) == 1
+        if first:
+            self._session.on_loop(self._vote)
+
+    def _awaited(self) -> set[str]:
+        """What must be loaded for the vote."""
+        session = self._session
+        pod = {POD} if session.workloads.hooked is not None else set()
+        return set(session.facts.lost) or {device.name for device in session.spec.devices} | pod
+
+    def _load_pod(self, _config: bytes) -> None:
+        """All that the source pod gave is here: its counterpart takes it before the vote. In the receiving thread."""
+        began = time.perf_counter()
+        try:
+            self._session.workloads.load(bytes(self._pod_state.state))
+        except WorkloadError as error:
+            self._session.fail(error)
+            return
+        self._session.timed("load/pod", began)
+        self._has_loaded(POD, 0)
 
     def _restore(self, name: str, config: bytes) -> None:
         held = self._session.device(name)
@@ -239,15 +272,17 @@ class TargetSide:
                     errno=error.errno or 0,
                 ) from error
 
-    def _vote(self, name: str, load: int) -> None:
+    def _vote(self) -> None:
         """When the last device is validated: journal the vote, then report it."""
         session = self._session
-        if session.ended or load != self._loads.get(name, 0):
+        with self._news:
+            new, self._new = self._new, []
+        self._loaded |= {name for name, load in new if load == self._loads.get(name, 0)}
+        if session.ended or session.reached is Goal.LOADED:
             return
-        self._loaded.add(name)
-        awaited = set(session.facts.lost) or {d.name for d in session.spec.devices}
+        awaited = self._awaited()
         if awaited <= self._loaded and session.failure is None:
-            strays = [each for each in sorted(awaited) if session.state(each) is not DeviceState.STOP]
+            strays = [each for each in sorted(awaited - {POD}) if session.state(each) is not DeviceState.STOP]
             if strays:
                 session.fail(
                     DeviceError(
@@ -267,7 +302,7 @@ class TargetSide:
             session.reached = Goal.LOADED
             session.heard()
             session.trail.timed("vote", began, time.perf_counter())
-            session.log.info("voted", devices=len(session.spec.devices), epoch=facts.epoch)
+            session.say_later("voted", devices=len(session.spec.devices), epoch=facts.epoch)
         session.around.notify(session)
 
     def _discard(self) -> None:
@@ -286,8 +321,8 @@ class TargetSide:
         """Some devices' state is gone: the others start, behind their barrier; then those are blanked and closed."""
         session, gone = self._session, self._session.facts.gone
         rest = tuple(device for device in session.device_facts() if device.name not in gone)
-        for planned in rounds(Role.TARGET, Goal.RUNNING, rest):  # they run by now, but for want of a leader's word
-            await session.move(planned)
+        # they run by now, but for want of a leader's word
+        await go_through(session, rounds(Role.TARGET, Goal.RUNNING, rest))
         for device in session.spec.devices:
             held = session.around.holdings.get(device.address)
             if device.name in gone and held is not None:
@@ -300,16 +335,23 @@ class TargetSide:
             self._session.around.holdings.release(address)
 
     def _hand_over(self) -> None:
+        pod = next(iter(self._session.spec.workloads), None)
+        holder = f"pod {pod.pod_namespace}/{pod.pod_name}" if pod else "keeper"
         for device in self._session.spec.devices:
             if device.name not in self._session.facts.gone:
-                self._session.around.holdings.set_holder(device.address, "keeper")
+                uid = pod.pod_uid if pod else ""
+                self._session.around.holdings.set_holder(device.address, holder, uid, inherited=bool(pod))
 
     def interrupt(self) -> None:
         """Stop listening: the session ends."""
         self._session.around.server.forget(self._session.key.uid)
 
-    async def settle(self) -> None:
+    def settled(self) -> bool:
         """A target sends nothing."""
+        return True
+
+    async def settle(self) -> None:
+        """Nor is anything waited for."""
 
     def acknowledgements(self) -> tuple[bool, ...]:
         """Nobody acknowledges anything to a target."""
@@ -331,3 +373,7 @@ class TargetSide:
     def close(self) -> None:
         """The session ends."""
         self.interrupt()
+
+    def forget(self) -> None:
+        """The session has ended, and its devices are whose they are."""
+        self._inlets, self._streams = {}, {}

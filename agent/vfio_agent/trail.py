@@ -36,7 +36,8 @@ class Trail:
     """Of the session of the migration with `uid` in `role`. Without a sink, or if the sampler leaves it out, nothing.
 
     epoch: of the newest leader that this node has seen, which may have told the session nothing yet.
-    `arc` and `timed` may be called from any thread, everything else on the event loop.
+    `arc` and `timed` may be called from any thread, `enter` in that which goes through the rounds of the last command,
+    everything else on the event loop.
     """
 
     def __init__(self, sink: Sink | None, uid: str, role: Role, epoch: Callable[[], int]):

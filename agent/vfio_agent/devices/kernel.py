@@ -1,6 +1,7 @@
 """Kernel VFIO devices: a character device of each with iommufd, or the legacy group in a container of its own."""
 
 import os
+import select
 from collections.abc import Sequence
 from contextlib import ExitStack
 from errno import EBADF, EBUSY, EINVAL, EIO, ENXIO, EPERM
@@ -9,6 +10,7 @@ from typing import Literal
 from vfio_agent import pciconfig
 from vfio_agent.devices import uapi
 from vfio_agent.devices.kernel_sysfs import Found, Host
+from vfio_agent.devices.openers import Node
 from vfio_agent.devices.protocol import DeviceInfo, NoDataError, PrecopyInfo
 from vfio_api.device import DeviceState, MigrationFlags
 
@@ -30,6 +32,12 @@ class KernelStream:
             if error.errno == uapi.NO_DATA_ERRNO:
                 raise NoDataError from None
             raise
+
+    def ready(self) -> bool:
+        """See DataStream.ready; drivers that do not say give at once what they have."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def write(self, data: memoryview) -> int:
         """See DataStream.write."""
@@ -151,6 +159,10 @@ class KernelBackend:
     def list(self) -> list[DeviceInfo]:
         """See Backend.list."""
         return self._host.list()
+
+    def nodes(self) -> Sequence[Node]:
+        """See Backend.nodes."""
+        return self._host.nodes()
 
     def open(self, address: str) -> KernelDevice:
         """See Backend.open. Raises ENXIO if the node does not offer the way asked for."""

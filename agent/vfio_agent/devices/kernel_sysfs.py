@@ -6,18 +6,17 @@ character device of its own (/dev/vfio/devices/vfioN, named in <device>/vfio-dev
 
 import contextlib
 import os
-import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from errno import ENXIO
 from pathlib import Path
 
-from vfio_agent.devices.protocol import DeviceInfo
+from vfio_agent.devices.openers import Node, names
+from vfio_agent.devices.protocol import DeviceInfo, Opener
 
+NO_DEVICE = 0
 BUSES = ("mdev", "pci")
-# The path behind a process's fd. Only its end counts: of an fd opened in another mount namespace (a container, or the
-# host's seen from one) the kernel names the path from that mount's root on.
-_OPENED = re.compile(r"(?:^|/)vfio/(?:devices/(vfio\d+)|(\d+|noiommu-\d+))(?: \(deleted\))?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +81,42 @@ class Host:
         openers = self._openers()
         devices = []
         for found in self.devices():
-            opener = openers.get(found.cdev) or openers.get(found.group, "")
+            opener = openers.get(found.cdev) or openers.get(found.group)
             with contextlib.suppress(OSError):  # it was removed meanwhile
                 devices.append(DeviceInfo(found.address, _driver(found.path), _model(found.path), opener))
         return devices
 
-    def _openers(self) -> dict[str, str]:
-        """Name of a group or a device -> "pid N (command)" of a process that has it open."""
-        found: dict[str, str] = {}
+    def nodes(self) -> Sequence[Node]:
+        """Every device as open files of processes name it."""
+        return [Node(found.address, found.cdev, found.group) for found in self.devices()]
+
+    def _openers(self) -> dict[str, Opener]:
+        """Name of a group or a device -> a process that has it open."""
+        found: dict[str, Opener] = {}
         for fd_folder in self.proc.glob("[0-9]*/fd"):
             try:
                 for fd in fd_folder.iterdir():
-                    if opened := _OPENED.search(_readlink(fd)):
-                        command = (fd_folder.parent / "comm").read_text().strip()
-                        found[opened[1] or opened[2]] = f"pid {fd_folder.parent.name} ({command})"
+                    if (name := names(_readlink(fd))) and self._is_node(fd, name):
+                        command = (fd_folder.parent / "comm").read_text(errors="replace").strip()
+                        found[name] = Opener(int(fd_folder.parent.name), command)
             except OSError:
                 continue  # the process ended, or is not ours to look at
         return found
+
+    def _is_node(self, file: Path, name: str) -> bool:
+        """Whether an open file can be the device node of this name: a path that ends alike is anybody's to make."""
+        node = self.dev / "vfio" / ("devices" if name.startswith("vfio") else "") / name
+        has, known = _device_number(file), _device_number(node)
+        return has is None or has == (known or has) != NO_DEVICE
+
+
+def _device_number(path: Path) -> int | None:
+    """Of a character device; NO_DEVICE of any other file, None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_rdev if stat.S_ISCHR(found.st_mode) else NO_DEVICE
 
 
 def _look(path: Path) -> Found:

@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from vfio_agent.devices.openers import Node
 from vfio_api.device import DeviceState, MigrationFlags
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """A process that has a device open. pid: 0 if it is not known which."""
+
+    pid: int
+    command: str
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} ({self.command})" if self.pid else self.command
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +29,13 @@ class DeviceInfo:
 
     address: as its bus names it (PCI address, mdev UUID). driver: the VFIO driver bound to it. model: what must be
     equal on both sides for a state to fit (vendor:device ids, or the mdev type). opener: who has it open, as found
-    without opening it ("" if nobody was found).
+    without opening it (None if nobody was found).
     """
 
     address: str
     driver: str
     model: str
-    opener: str = ""
+    opener: Opener | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,9 @@ class DataStream(Protocol):
 
         Raises NoDataError at the temporary end of pre-copy data, OSError as the device says.
         """
+
+    def ready(self) -> bool:
+        """Whether a read would give something, or the end, at once; it may be said of a device that does not tell."""
 
     def write(self, data: memoryview) -> int:
         """Load device state; returns how many bytes the device took (may be fewer). Raises OSError."""
@@ -113,6 +128,9 @@ class Backend(Protocol):
 
     def list(self) -> list[DeviceInfo]:
         """Every device of this kind, found without opening any."""
+
+    def nodes(self) -> Sequence[Node]:
+        """Every device as the open files of processes name it; none if they do not."""
 
     def open(self, address: str) -> Device:
         """Open a device exclusively; on real hardware this resets it. Raises OSError (EBUSY if it is open)."""

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from vfio_agent.devices import simwire
-from vfio_agent.devices.protocol import DeviceInfo, NoDataError, PrecopyInfo
+from vfio_agent.devices.openers import Node
+from vfio_agent.devices.protocol import DeviceInfo, NoDataError, Opener, PrecopyInfo
 from vfio_agent.devices.simstate import os_error
 from vfio_api.device import DeviceState, MigrationFlags
 
@@ -42,6 +43,10 @@ class SimulatedStream:
         with self._lock:
             self._request(simwire.OP_READ, room)
             return self._reply(buffer[:room])[1]
+
+    def ready(self) -> bool:
+        """See DataStream.ready: the simulator answers at once."""
+        return True
 
     def write(self, data: memoryview) -> int:
         """Load at most 128 KiB of state; returns how many bytes the device took.
@@ -314,8 +319,13 @@ class SimulatedBackend:
     def list(self) -> "list[DeviceInfo]":
         """Every device; opener "open" if somebody has it open. Raises OSError if there is no simulator."""
         return [
-            DeviceInfo(d["address"], "vfio-sim", d["model"], "open" if d["open"] else "") for d in self._control.list()
+            DeviceInfo(d["address"], "vfio-sim", d["model"], Opener(0, "open") if d["open"] else None)
+            for d in self._control.list()
         ]
+
+    def nodes(self) -> Sequence[Node]:
+        """None: a socket does not say whose it is."""
+        return ()
 
     def open(self, address: str) -> SimulatedDevice:
         """Open a device, blank and RUNNING. Raises OSError EBUSY if it is open, ENODEV if there is none."""

@@ -165,6 +165,12 @@ def group_device_fd(group: int, container: int, address: str) -> int:
     """Attach the group to the container and get the fd of one of its devices. Raises OSError."""
     fcntl.ioctl(group, GROUP_SET_CONTAINER, struct.pack("=i", container))
     fcntl.ioctl(container, SET_IOMMU, TYPE1V2_IOMMU)
+    return group_device(group, address)
+
+
+def group_device(group: int, address: str) -> int:
+    """VFIO_GROUP_GET_DEVICE_FD of a group that has its container; one more file if it is open. Raises OSError."""
+    # only with a mutable buffer does ioctl return the call's own result
     return int(fcntl.ioctl(group, GROUP_GET_DEVICE_FD, bytearray(address.encode() + b"\0")))
 
 
