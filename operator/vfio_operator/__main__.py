@@ -17,18 +17,23 @@ from kopf._cogs.clients.errors import APIError
 from kopf._cogs.structs.references import Insights
 from pydantic import ValidationError
 
-from vfio_api import logs
+from vfio_api import heap, logs
 from vfio_api.addresses import joined
 from vfio_api.traces import open_traces
-from vfio_api.web import Check, Heartbeat, WebServer
+from vfio_api.web import Check, Heartbeat, WebServer, show_tasks
 from vfio_operator.certificates import Certificates, Folder, OwnAuthority
 from vfio_operator.channel import AgentLink, start_server
 from vfio_operator.coordinator import Coordinator
+from vfio_operator.eviction import Evictions, Sight
 from vfio_operator.handlers import kopf_settings, not_watched, registry_for
 from vfio_operator.kube import OperatorApi, brief
+from vfio_operator.kube_evacuations import KubeEvacuations
+from vfio_operator.kube_lists import Lists
+from vfio_operator.kube_pods import KubePods
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.settings import OperatorSettings
+from vfio_operator.webhook import Credentials, EvictionServer
 
 log = structlog.get_logger()
 # What kopf ends with when it has tried often enough.
@@ -38,8 +43,8 @@ WATCH_ERRORS = (APIError, aiohttp.ClientError, kopf.LoginError, TimeoutError)
 class Operator:
     """One replica, made of its parts."""
 
-    def __init__(self, settings: OperatorSettings, api: OperatorApi):
-        self._settings, self._api = settings, api
+    def __init__(self, settings: OperatorSettings, api: OperatorApi, unfenced: OperatorApi):
+        self._settings, self._api, self._unfenced = settings, api, unfenced
         release = version("vfio-migration")
         self.metrics = OperatorMetrics(release)
         self._traces = open_traces(settings.otlp_endpoint, "vfio-operator", settings.pod_name, service_version=release)
@@ -48,7 +53,7 @@ class Operator:
         own = OwnAuthority(settings.certificate_seconds)
         self._certificates = Certificates(Folder(settings.tls_dir) if settings.tls_dir else own, api.publish_ca)
         self._leadership = Leadership(
-            api.client,
+            unfenced.client,  # with connections of its own: the Lease must not wait behind a thousand migrations
             settings.namespace,
             settings.pod_name,
             "",
@@ -58,6 +63,7 @@ class Operator:
         )
         api.may_write = self._leadership.insist
         self._coordinator = Coordinator(api, self._leadership, self.metrics, settings, self._traces)
+        self._evictions = self._eviction_server() if settings.eviction_tls_dir else None
         self._heartbeat = Heartbeat()
         self._told, self._stop = asyncio.Event(), asyncio.Event()
         self._insights = Insights()
@@ -76,14 +82,20 @@ class Operator:
             dead_seconds=settings.dead_seconds,
             review_seconds=settings.review_seconds,
         )
-        web = self._web({"/healthz": self._heartbeat.check, "/readyz": self._leadership.ready})
+        show_tasks(self.metrics.tasks)
+        web = self._web({"/healthz": self._heartbeat.check, "/readyz": self._ready})
         # the port must be known before the Lease can carry the address, and the Lease before anyone is served
         credentials = self._certificates.credentials()
         server, port = await start_server(link, credentials, settings.listen_host, settings.listen_port)
         self._leadership.address = joined(settings.advertise_host, port)
-        log.info("operator started", port=port, metrics_port=web[0].port, health_port=web[-1].port)
+        ports = {"port": port, "metrics_port": web[0].port, "health_port": web[-1].port}
         # all of them before kopf starts: at its end it cancels every task that has come since
-        parts = (self._heartbeat.run(), self._certificates.run(), self._elect())
+        parts = [self._heartbeat.run(), self._certificates.run(), self._elect()]
+        if self._evictions is not None:
+            ports["eviction_port"] = await self._evictions.start(settings.listen_host, settings.eviction_port)
+            parts.append(self._evictions.run())
+        heap.settle()
+        log.info("operator started", **ports)
         background = [asyncio.create_task(part) for part in parts]
         ending = asyncio.create_task(self._end(server, background))
         try:
@@ -96,6 +108,7 @@ class Operator:
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)
             await self._api.close()
+            await self._unfenced.close()
         return self.failure
 
     async def _watch(self) -> None:
@@ -127,7 +140,20 @@ class Operator:
         await self._leadership.release()
         with contextlib.suppress(asyncio.CancelledError):  # kopf has ended by itself, and cancelled grpc's tasks
             await server.stop(None)  # agents' streams do not end by themselves: the sooner cut, the sooner they dial
+        if self._evictions is not None:
+            await self._evictions.close()
         self._stop.set()
+
+    def _ready(self) -> str:
+        """For /readyz, any thread: what keeps this replica from its work; evictions are sent to who is ready."""
+        return self._leadership.ready() or (self._evictions.ready() if self._evictions is not None else "")
+
+    def _eviction_server(self) -> EvictionServer:
+        """Of every replica: its client writes without leading. Raises OSError if there is no certificate."""
+        api, folder = self._unfenced, self._settings.eviction_tls_dir
+        assert folder is not None
+        sight = Sight(self._coordinator.inventory, self._coordinator.emptied, self._coordinator.moving)
+        return EvictionServer(Evictions(KubeEvacuations(api), KubePods(api), Lists(api), sight), Credentials(folder))
 
     def _web(self, checks: Mapping[str, Check]) -> list[WebServer]:
         """The metrics' port answers all; another one, if asked for, only who probes. kopf's own is deaf to IPv6."""
@@ -152,6 +178,7 @@ class Operator:
 
         async def elected() -> None:
             await self._certificates.elected()
+            await self._coordinator.look_up()
             self._coordinator.lead()
 
         try:
@@ -170,7 +197,8 @@ class Operator:
 async def run(settings: OperatorSettings) -> str:
     """Run one replica; returns why it had to end, if it had to."""
     api = await OperatorApi.connect(settings.kubeconfig, settings.namespace, settings.pod_name)
-    return await Operator(settings, api).run()
+    unfenced = await OperatorApi.connect(settings.kubeconfig, settings.namespace, settings.pod_name)
+    return await Operator(settings, api, unfenced).run()
 
 
 def main() -> None:

@@ -21,6 +21,45 @@ class Authorize:
 
 
 @dataclass(frozen=True, slots=True)
+class AskTurn:
+    """Ask whether there is room for this migration to run."""
+
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Have the agents of these nodes look at their devices anew."""
+
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FindPod:
+    """Ask for the pod that is to be moved, and for what it mounts."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartTargetPod:
+    """Mark the source pod, and create its counterpart."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPod:
+    """The workload runs in the counterpart now: it does not end with the migration's object any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchPods:
+    """Make the counterpart what the source pod was, and delete that."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePods:
+    """Delete the counterpart, and take the marks from the source pod."""
+
+
+@dataclass(frozen=True, slots=True)
 class PersistPairs:
     """Write the resolved pairs into the migration's status: replay needs them."""
 
@@ -83,9 +122,17 @@ class Finish:
     failure: Failure | None = None
 
 
+PodAction = FindPod | StartTargetPod | KeepPod | SwitchPods | ReleasePods
 Action = (
     Authorize
     | AddFinalizer
+    | AskTurn
+    | Look
+    | FindPod
+    | StartTargetPod
+    | KeepPod
+    | SwitchPods
+    | ReleasePods
     | PersistPairs
     | PersistRehearsal
     | PersistFailure

@@ -1,7 +1,8 @@
 """Whether the user who asked for a migration may use its devices: asked of the API server, once, before any effect.
 
 Migrations are namespaced and devices are not, so to create a VFIOMigration is not enough: the requester needs the RBAC
-verb `use` on each VFIODevice, or on all. A pod's own devices may also be moved by who may delete that pod.
+verb `use` on each VFIODevice, or on all. A pod's own devices may also be moved by who may delete that pod. A pod that
+is moved is deleted and another created in its place, so its requester must be allowed to do both by hand.
 """
 
 import asyncio
@@ -11,7 +12,17 @@ from typing import Any
 from vfio_api.names import API
 from vfio_api.types import Failure
 from vfio_operator.kube import OperatorApi
-from vfio_operator.requester import Access, Permissions, Requester, Wanted, requester_of, to_ask, unknown, verdict
+from vfio_operator.requester import (
+    Access,
+    Permissions,
+    Requester,
+    Wanted,
+    pod_verdict,
+    requester_of,
+    to_ask,
+    unknown,
+    verdict,
+)
 
 PARALLEL_REVIEWS = 16  # of the at most 512 devices of a migration
 
@@ -43,6 +54,22 @@ async def may_use_all(api: OperatorApi, body: Mapping[str, Any]) -> tuple[Failur
     if requester is None:
         return unknown(), False
     return None, (await api.access(requester, "use", API, "vfiodevices")).allowed
+
+
+async def pod_forbidden(api: OperatorApi, body: Mapping[str, Any], pod: str) -> Failure | None:
+    """Why the requester may not have this pod of the migration's namespace moved, or None.
+
+    To be asked before the pod is looked for: who may not move it is not told what there is of it. Errors as
+    `forbidden`.
+    """
+    requester, namespace = requester_of(body), body["metadata"]["namespace"]
+    if requester is None:
+        return unknown()
+    delete, create = await asyncio.gather(
+        api.access(requester, "delete", "", "pods", pod, namespace),
+        api.access(requester, "create", "", "pods", namespace=namespace),
+    )
+    return pod_verdict(requester, namespace, pod, delete, create)
 
 
 async def review(

@@ -24,10 +24,13 @@ _OWN = {
 }
 # (step of the operator, what an agent times within it): in this order, as long as there is anything left of the step.
 _WITHIN = (
+    ("BarrierA", D.PAUSE),
+    ("BarrierB", D.PAUSE),
     ("BarrierB", D.TRANSFER),
     ("BarrierB", D.BARRIER_A),
     ("Vote", D.LOAD),
     ("BarrierD", D.BARRIER_C),
+    ("BarrierD", D.RESUME),
 )
 # Less than that is between two readings of the clock.
 UNCOVERED_MICROSECONDS = 1_000
@@ -39,7 +42,7 @@ def breakdown(steps: Mapping[str, int], agents: Mapping[str, int], downtime: int
     steps: of the plan during the downtime, by name. agents: the slowest agent's time, by the part's name.
     downtime: the whole; what no step of this leader covers passed under an earlier one, or without any.
     """
-    left = dict(steps)
+    left, own = dict(steps), dict(agents)
     parts: dict[D, int] = {}
 
     def take(part: D, microseconds: int) -> None:
@@ -49,8 +52,9 @@ def breakdown(steps: Mapping[str, int], agents: Mapping[str, int], downtime: int
     for step, part in _WITHIN:
         if part.value in steps:
             continue  # it was a step of its own
-        within = min(agents.get(part.value, 0), left.get(step, 0))
+        within = min(own.get(part.value, 0), left.get(step, 0))
         left[step] = left.get(step, 0) - within
+        own[part.value] = own.get(part.value, 0) - within
         take(part, within)
     for step, part in _OWN.items():
         take(part, left.get(step, 0))

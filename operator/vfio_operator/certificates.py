@@ -66,6 +66,10 @@ class Folder:
         return stored_identity(self._path)
 
 
+def _configuration(shown: ServerIdentity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(shown.key, shown.certificate)])
+
+
 class Certificates:
     """What `source` gives, shown from when agents can trust it.
 
@@ -76,18 +80,27 @@ class Certificates:
 
     def __init__(self, source: Source, publish: Publish, overlap: Callable[[], Awaitable[object]] = _overlap):
         self._source, self._publish, self._overlap = source, publish, overlap
-        self.shown = source.look()
+        self.shown = self._given = source.look()
         self._turn = asyncio.Lock()
         self._leads = self._withdraw = False
 
     def credentials(self) -> grpc.ServerCredentials:
         """For a server that shows, to each new connection, what is to be shown then."""
-        return grpc.dynamic_ssl_server_credentials(self._configuration(), self._configuration)
+        self._given = self.shown
+        # None is no change, as grpc documents and its types do not know
+        return grpc.dynamic_ssl_server_credentials(_configuration(self._given), self._renewed)  # type: ignore[arg-type]
 
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        """Called by grpc, in any thread."""
+    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Called by grpc at each handshake, in any thread. None: what was given last.
+
+        grpc frees what handshakes under way were begun with when it is given another: a new one at each, with dozens of
+        agents dialling at once, ended in a segmentation fault (grpcio 1.85, ssl_transport_security).
+        """
         shown = self.shown
-        return grpc.ssl_server_certificate_configuration([(shown.key, shown.certificate)])
+        if shown == self._given:
+            return None
+        self._given = shown
+        return _configuration(shown)
 
     async def elected(self) -> None:
         """This replica leads: agents are to trust it. Raises API_ERRORS."""

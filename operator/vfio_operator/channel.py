@@ -5,9 +5,9 @@ one is refused while the first one's stream lives.
 """
 
 import asyncio
-import time
+import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import grpc
 import structlog
@@ -18,6 +18,7 @@ from vfio_api.errors import Reason
 from vfio_api.types import AgentHello, Command, Goal, Role, SessionReport
 from vfio_api.v1 import agent_pb2 as pb
 from vfio_api.v1 import agent_pb2_grpc
+from vfio_operator.agent_stream import AgentStream, Look, Ping
 from vfio_operator.callers import MAX_TOKEN, Callers, RefusedError
 from vfio_operator.history import History
 from vfio_operator.kube import Caller, OperatorApi
@@ -27,12 +28,14 @@ from vfio_operator.metrics import OperatorMetrics
 log = structlog.get_logger()
 _Context = grpc.aio.ServicerContext[pb.AgentMessage, pb.OperatorMessage]
 HELLO_SECONDS = 10.0
-QUEUED_COMMANDS = 1024
 MAX_LEAP = 1 << 20  # elections that an agent may know and the Lease not, as after a restore: epochs must not run out
 MAX_SEQUENCE = 2**40  # no migration has so many commands: an agent that says so has made it up
 PING_SECONDS = 1.0  # at most so often, while a migration wants to know
+# Who is idle is pinged at one of so many heartbeats: two hundred agents took more than a hundredth of a core otherwise.
+# An agent gives up a leader that says nothing for six (vfio_agent.settings.silence_seconds).
+IDLE_HEARTBEATS = 4
 SERVER_OPTIONS = [
-    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
@@ -40,35 +43,6 @@ SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 16),
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Ping:
-    """To be answered at once; number: loop time in microseconds when it was queued."""
-
-    number: int
-
-
-@dataclass(slots=True)
-class AgentStream:
-    """One live stream of one agent."""
-
-    node: str
-    pod: str
-    hello: AgentHello
-    number: int
-    commands: asyncio.Queue[Command | Ping] = field(default_factory=lambda: asyncio.Queue(QUEUED_COMMANDS))
-    pinged_at: float = 0.0  # loop time of the last ping; answered or not, one a second at most
-    answered: bool = True
-    leaving: bool = False  # it has said that it is to end
-    token: str = field(default="", repr=False)  # the last that it has shown
-    cancel: Callable[[], object] = lambda: None
-    began: float = field(default_factory=time.monotonic)  # when its Hello came
-
-    def turned(self, uid: str, role: Role) -> float | None:
-        """time.monotonic at which a source began to stop, or a target ran again, if it had before this stream."""
-        ago = next((s.turned_microseconds for s in self.hello.sessions if (s.migration_uid, s.role) == (uid, role)), 0)
-        return self.began - ago / 1e6 if ago else None
 
 
 class Agents:
@@ -190,6 +164,7 @@ class Agents:
         stream = self._streams.get(node)
         if stream is None:
             return False
+        stream.stir()
         try:
             stream.commands.put_nowait(command)
         except asyncio.QueueFull:
@@ -208,6 +183,29 @@ class Agents:
                 stream.pinged_at, stream.answered = now, False
                 stream.commands.put_nowait(Ping(int(now * 1e6)))
 
+    def look(self, node: str) -> bool:
+        """Have a node's agent look at its devices; whether it could be told."""
+        stream = self._streams.get(node)
+        if stream is None or stream.commands.full():
+            return False
+        stream.commands.put_nowait(Look(int(asyncio.get_running_loop().time() * 1e6)))
+        return True
+
+    def has_looked(self, stream: AgentStream, number: int) -> None:
+        """An agent has looked at its devices, and has published what it found."""
+        stream.looked = number, asyncio.get_running_loop().time()
+
+    def looked(self, node: str, since: float) -> float | None:
+        """Loop time at which a node's agent said that it had published what it found later than `since`; None: not yet.
+
+        An agent that is away will publish when it comes.
+        """
+        stream = self._streams.get(node)
+        if stream is None:
+            return since
+        asked, answered = stream.looked
+        return answered if asked >= int(since * 1e6) else None
+
     def silent_for(self, seconds: float) -> frozenset[str]:
         """Nodes whose agents have owed an answer for that long."""
         return frozenset(node for node, stream in self._streams.items() if self.silent_seconds(stream) >= seconds)
@@ -225,8 +223,8 @@ class Agents:
 
 
 class AgentLink(agent_pb2_grpc.AgentLinkServicer):
-    """The gRPC service. Agents are pinged at least every `heartbeat_seconds`; one that answers no ping for
-    `dead_seconds` is not there, whatever its connection says.
+    """The gRPC service. Agents are pinged at least every `heartbeat_seconds`, idle ones less often; one that answers no
+    ping for `dead_seconds` is not there, whatever its connection says.
     """
 
     def __init__(
@@ -321,6 +319,8 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
                 self._agents.reported(stream.node, wire.report_from_wire(message.report))
             elif message.HasField("pong"):
                 self._agents.ponged(stream, message.pong)
+            elif message.HasField("looked"):
+                self._agents.has_looked(stream, message.looked)
             elif message.HasField("leaving"):
                 self._agents.leaves(stream)
             elif message.HasField("token") and len(message.token) < MAX_TOKEN:
@@ -331,6 +331,11 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         while self._agents.silent_seconds(stream) < self._dead_seconds:
             self._agents.ping([stream.node])
             await asyncio.sleep(self._heartbeat_seconds)
+            if stream.answered and stream.idle and not stream.hello.sessions:
+                stream.stirred.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout((IDLE_HEARTBEATS - 1) * self._heartbeat_seconds):
+                        await stream.stirred.wait()
         raise TimeoutError(f"no answer to a ping for {self._dead_seconds:g} s")
 
     async def _write(self, stream: AgentStream, context: _Context) -> None:
@@ -340,6 +345,8 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             said = await stream.commands.get()
             if isinstance(said, Ping):
                 await context.write(pb.OperatorMessage(ping=said.number))
+            elif isinstance(said, Look):
+                await context.write(pb.OperatorMessage(look=said.number))
             else:
                 await context.write(pb.OperatorMessage(command=wire.command_to_wire(said)))
 

@@ -33,12 +33,14 @@ PASSING = {
 }
 # What agents time themselves, in the order in which it happens, and how it is called in the status.
 AGENT_STEPS = {
+    "pause": "Pause",
     "barrier_a": "BarrierA",
     "barrier_b": "BarrierB",
     "transfer": "Transfer",
     "load": "Load",
     "barrier_c": "BarrierC",
     "barrier_d": "BarrierD",
+    "resume": "Resume",
 }
 
 

@@ -238,7 +238,76 @@ def claimed_devices(observed: Observed) -> tuple[tuple[str, str], ...]:
 
 def all_claimed(observed: Observed) -> bool:
     """Whether every device is reserved."""
-    return len(observed.claims) == len(claimed_devices(observed)) or observed.switchover.exists
+    return observed.switchover.exists or len(observed.claims) == len(ends_of(observed.pairs))
+
+
+def target_pod_runs(observed: Observed) -> bool:
+    """Whether the counterpart of the pod runs where it is to; without a pod there is none to wait for."""
+    if not observed.wish.moves_pod or observed.switchover.exists:
+        return True
+    move = observed.move
+    return move.made and move.target is not None and move.target.running and not move.target.deleted
+
+
+def pods_done(observed: Observed) -> bool:
+    """Whether nothing is left to be done with the pods, either way."""
+    return not observed.wish.moves_pod or observed.move.done
+
+
+def pod_kept(observed: Observed) -> bool:
+    """Whether the counterpart does not end with the migration's object, whoever deletes that, in whichever way."""
+    target = observed.move.target
+    return pods_done(observed) or target is None or not target.owner.startswith("VFIOMigration ")
+
+
+def pods_failure(observed: Observed) -> Failure | None:
+    """What became of the pods that ends the migration, before the decision."""
+    move, begun = observed.move, bool(observed.pairs)
+    if not observed.wish.moves_pod or not begun or not move.looked or move.done or observed.rehearsed:
+        return None
+    short = observed.wish.shorthand
+    source, target = move.source, move.target
+    name = f"{observed.key.namespace}/{short.pod if short else ''}"
+    if source is None or source.deleted or source.phase in ("Succeeded", "Failed"):
+        what = "is gone" if source is None else "is being deleted" if source.deleted else f"has ended ({source.phase})"
+        return Failure(
+            Reason.POD_GONE,
+            f"pod {name} {what}: it was deleted or evicted during its migration; look at its Events, and at who "
+            "deletes it",
+        )
+    if not move.made:
+        return None
+    if target is None or target.deleted:
+        return Failure(
+            Reason.TARGET_POD_FAILED,
+            f"the counterpart of pod {name} was deleted; the source runs on; create the migration again",
+        )
+    if target.trouble or target.phase in ("Succeeded", "Failed"):
+        return Failure(
+            Reason.TARGET_POD_FAILED,
+            f"pod {target}, the counterpart of {name}, does not run on node {target.node or 'none'}: "
+            f"{target.trouble or target.phase}; the source runs on; look at kubectl describe pod",
+        )
+    return None
+
+
+def target_pod_late(observed: Observed) -> Failure:
+    """That the counterpart did not run in time, and what it waits for."""
+    target, seconds = observed.move.target, observed.limits.target_pod_seconds
+    if target is None:
+        why = "it could not be created"
+    elif target.unscheduled:
+        why = f"it cannot be scheduled: {target.unscheduled}"
+    elif not target.node:
+        why = "it is not scheduled yet"
+    else:
+        why = f"its containers do not run on node {target.node} yet; look at kubectl describe pod and at image pulls"
+    which = f"pod {target}" if target is not None else "the counterpart of the pod"
+    return Failure(
+        Reason.TARGET_POD_FAILED,
+        f"{which} did not run within {seconds:g} s: {why}; the source runs on; free there what it needs, or choose "
+        "another target node, and create the migration again",
+    )
 
 
 def prepare_seconds(observed: Observed) -> float:
@@ -249,6 +318,12 @@ def prepare_seconds(observed: Observed) -> float:
 def release_seconds(observed: Observed) -> float:
     """Limits.release_seconds."""
     return observed.limits.release_seconds
+
+
+def source_ends_seconds(observed: Observed) -> float:
+    """What the source pod may take to end by its own spec, and Limits.release_seconds more."""
+    source = observed.move.source
+    return (source.grace_seconds if source is not None else 0) + observed.limits.release_seconds
 
 
 def api_seconds(observed: Observed) -> float:

@@ -22,16 +22,18 @@ from vfio_operator.actions import (
     Send,
     Unclaim,
 )
-from vfio_operator.authority import forbidden, may_use_all
+from vfio_operator.authority import forbidden, may_use_all, pod_forbidden
 from vfio_operator.channel import Agents
 from vfio_operator.conditions import is_released, wants_pre_copy
 from vfio_operator.history import History
 from vfio_operator.kube import API_ERRORS, OperatorApi
+from vfio_operator.kube_claims import KubeClaims
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Switchover
 from vfio_operator.requester import Wanted
 from vfio_operator.trail import Trail
+from vfio_operator.workloads import pod_of, workloads
 
 log = structlog.get_logger()
 MAX_ATTEMPTS = 6
@@ -65,6 +67,7 @@ class Memory:
     """What one migration's task remembers between plans; every fact of it can be found again after a restart.
 
     gone: the object no longer exists (deleted, its finalizer taken away by hand). pairs: as they were persisted.
+    decided_in: microseconds that the write of the decision took; 0 if it was not written here, or not at once.
     """
 
     body: Mapping[str, Any]
@@ -78,6 +81,7 @@ class Memory:
     inherited: bool = False
     claims: set[str] = field(default_factory=set)
     switchover: Switchover = field(default_factory=Switchover)
+    decided_in: int = 0
     decision_by: str = ""
     decision_time: str = ""
     failure: Failure | None = None
@@ -103,27 +107,41 @@ class Executor:
         trail: Trail,
     ):
         self._api, self._agents, self._leadership, self._trail = api, agents, leadership, trail
+        self._claims = KubeClaims(api)
         self._inventory, self._metrics, self._history, self._memory = inventory, metrics, history, memory
 
     async def add_finalizer(self, observed: Observed, _action: AddFinalizer) -> None:
         """Before anything is claimed."""
-        body = await self._api.migration(observed.key)
+        body = self._memory.body
         if not observe.has_finalizer(body):
-            await self._api.add_finalizer(observed.key, body)
+            try:
+                await self._api.add_finalizer(observed.key, body)
+            except ApiException as error:
+                if error.status != 409:
+                    raise
+                body = await self._api.migration(observed.key)  # the watch is behind
+                if not observe.has_finalizer(body):
+                    await self._api.add_finalizer(observed.key, body)
         self._memory.has_finalizer = True
 
-    async def authorize(self, action: Authorize) -> None:
-        """Ask the API server what the requester may do with these pairs' devices; without pairs, whether with all."""
-        memory = self._memory
+    async def authorize(self, observed: Observed, action: Authorize) -> None:
+        """Ask the API server what the requester may do with these pairs' devices.
+
+        Without pairs: with the pod that is to be moved, if there is one, and whether with all devices.
+        """
+        memory, short = self._memory, observed.wish.shorthand
+        pod = short.pod if short is not None else ""
         if action.pairs:
             wanted = [
                 Wanted(pair.name, role, node, address, device_object_name(node, address))
                 for pair in action.pairs
                 for role, node, address in pair.ends
             ]
-            memory.forbidden = await forbidden(self._api, memory.body, wanted)
+            memory.forbidden = await forbidden(self._api, memory.body, wanted, pod=pod)
         else:
             memory.forbidden, memory.shows_all = await may_use_all(self._api, memory.body)
+            if pod and memory.forbidden is None:
+                memory.forbidden = await pod_forbidden(self._api, memory.body, pod)
         memory.authorized = action.pairs
 
     async def claim(self, observed: Observed, action: Claim) -> None:
@@ -150,7 +168,7 @@ class Executor:
         current = record
         for _ in range(MAX_ATTEMPTS):
             if current.claim_uid and current is record:  # the watch may be behind
-                current = observe.device_of(await self._api.device(record.object_name))
+                current = observe.device_of(await self._claims.device(record.object_name))
             if current.claim_uid == key.uid:
                 self._memory.claims.add(record.object_name)
                 return True
@@ -162,14 +180,14 @@ class Executor:
                 )
                 return False
             try:
-                await self._api.set_claim(current.object_name, current.resource_version, claim)
+                await self._claims.set_claim(current.object_name, current.resource_version, claim)
                 self._metrics.api_writes.labels("claim").inc()
                 self._memory.claims.add(record.object_name)
                 return True
             except ApiException as error:
                 if error.status != 409:
                     raise
-            current = observe.device_of(await self._api.device(record.object_name))
+            current = observe.device_of(await self._claims.device(record.object_name))
         raise TimeoutError(f"VFIODevice {record.object_name} changes faster than it can be claimed")
 
     async def recall_claims(self, pairs: tuple[Pair, ...]) -> None:
@@ -185,7 +203,7 @@ class Executor:
 
     async def _device(self, object_name: str) -> DeviceRecord | None:
         try:
-            return observe.device_of(await self._api.device(object_name))
+            return observe.device_of(await self._claims.device(object_name))
         except ApiException as error:
             if error.status == 404:
                 return None
@@ -208,21 +226,9 @@ class Executor:
         self._memory.claims.clear()
 
     async def _unclaim_one(self, observed: Observed, record: DeviceRecord) -> None:
-        current = record
-        for _ in range(MAX_ATTEMPTS):
-            if current.claim_uid == observed.key.uid:
-                try:
-                    await self._api.set_claim(current.object_name, current.resource_version, None)
-                    self._metrics.api_writes.labels("release").inc()
-                    return
-                except ApiException as error:
-                    if error.status != 409:
-                        raise
-            # what the watch showed may be older than the claim itself
-            current = observe.device_of(await self._api.device(record.object_name))
-            if current.claim_uid != observed.key.uid:
-                return
-        raise TimeoutError(f"VFIODevice {record.object_name} changes faster than its claim can be dropped")
+        # not by the version that was seen: agents publish just now what became of the device
+        if await self._claims.drop_claim(record.object_name, observed.key.uid):
+            self._metrics.api_writes.labels("release").inc()
 
     def send(self, observed: Observed, action: Send) -> None:
         """Say it once per stream; again, with backoff, after a failure on the way back or after the decision.
@@ -308,7 +314,7 @@ class Executor:
         source = action.role is Role.SOURCE
         return SessionSpec(
             devices=tuple(
-                SessionDevice(p.name, p.source_device, p.target_node)
+                SessionDevice(p.name, p.source_device, p.target_node, pod_of(observed, p))
                 if source
                 else SessionDevice(p.name, p.target_device, p.source_node)
                 for p in observed.pairs
@@ -318,14 +324,18 @@ class Executor:
             bandwidth_limit_bytes_per_second=strategy.bandwidth_limit_bytes_per_second,
             switchover_timeout_milliseconds=strategy.switchover_timeout_seconds * 1000,
             switchover_ack=strategy.switchover_ack,
+            workloads=workloads(observed, action.node, action.role),
         )
 
     def _peers(self, observed: Observed, action: Send) -> tuple[Peer, ...]:
-        other = Role.TARGET if action.role is Role.SOURCE else Role.SOURCE
+        """Who is at the other ends of this agent's pairs: nobody else is to be let in."""
+        source = action.role is Role.SOURCE
+        ends = ((p.source_node, p.target_node) if source else (p.target_node, p.source_node) for p in observed.pairs)
+        others = {there for here, there in ends if here == action.node}
         return tuple(
             Peer(p.node, p.data_address, p.report.certificate)
-            for p in observed.side(other)
-            if p.report is not None and p.report.certificate
+            for p in observed.side(Role.TARGET if source else Role.SOURCE)
+            if p.node in others and p.report is not None and p.report.certificate
         )
 
     async def create_switchover(self, observed: Observed, _action: CreateSwitchover) -> None:
@@ -345,7 +355,8 @@ class Executor:
         began = time.perf_counter()
         try:
             stored: Mapping[str, Any] | None = await self._api.decide(observed.key, action.outcome)
-            self._history.wrote(int((time.perf_counter() - began) * 1e6))
+            self._memory.decided_in = int((time.perf_counter() - began) * 1e6)
+            self._history.wrote(self._memory.decided_in)
             self._trail.wrote(f"patch decision {action.outcome.value}", began)
         except API_ERRORS as error:
             self._trail.wrote(f"patch decision {action.outcome.value}", began, str(error))

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vfio_api.device import MigrationFlags
-from vfio_api.types import DeviceReport, Role, SessionReport
-from vfio_operator.observed import Observed, Pair
+from vfio_api.types import BURST_SECONDS, DeviceReport, Role, SessionReport
+from vfio_operator.observed import Observed, Pair, Shape
 
 # Before any byte has been measured: a modest link, so that nothing converges on hope.
 UNKNOWN_BYTES_PER_SECOND = 100 * 1000 * 1000
@@ -61,10 +61,12 @@ class _Link:
     size: int
     rate: int
     measured: bool
+    limited: bool = False
 
     @property
     def seconds(self) -> float:
-        return self.size / self.rate
+        # the limit lets a burst through at once when the devices are down
+        return max(0.0, self.size / self.rate - BURST_SECONDS * self.limited)
 
 
 def forecast(observed: Observed) -> Forecast | None:
@@ -106,20 +108,20 @@ def _forecast(
         return known.steps.get((node, kinds.get(node, ""), name)) or otherwise
 
     link = max((_link(observed, n, sizes.get(n, 0), rates.get(n, 0)) for n in sources), key=lambda x: x.seconds)
-    transfer = int(link.seconds * 1e6)
-    if link.size < SMALL_BYTES:
-        transfer = max(transfer, *(known.steps.get((n, kinds.get(n, ""), "transfer"), 0) for n in sources))
+    # what is known of transfers is how long small ones take, and none takes less
+    transfer = max(int(link.seconds * 1e6), *(known.steps.get((n, kinds.get(n, ""), "transfer"), 0) for n in sources))
     # never measured: as long as this device's arc into pre-copy, or into RESUMING, took
     arcs = max(step(n, "barrier_a") + step(n, "barrier_b", first_arcs.get(n, UNKNOWN_ARC)) for n in sources)
     arcs += max(step(n, "barrier_c") + step(n, "barrier_d") for n in targets)
-    # stop and start are a message each way; a barrier over several nodes is one more
+    # stop and start are a message each way; a barrier over several nodes is one more. What else it takes, until the
+    # operator has taken note of an answer and the agent of a command, is known of migrations like this one only.
     rounds = 2 + (len(sources) > 1) + (len(targets) > 1)
     round_trip = max(known.round_trips.get(n, UNKNOWN_ROUND_TRIP) for n in sources | targets)
     return Forecast(
         transfer=transfer,
         arcs=arcs,
         load=max(step(n, "load", first_arcs.get(n, UNKNOWN_ARC)) for n in targets),
-        messages=rounds * round_trip,
+        messages=max(rounds * round_trip, known.between.get(shape(observed, pairs), 0)),
         decision=known.decision or UNKNOWN_DECISION,
         size_bytes=link.size,
         bytes_per_second=link.rate,
@@ -132,13 +134,39 @@ def _link(observed: Observed, node: str, size: int, measured: int) -> _Link:
     rate = measured or observed.known.rates.get(node, 0)
     limit = observed.wish.strategy.bandwidth_limit_bytes_per_second
     usable = min(rate or UNKNOWN_BYTES_PER_SECOND, limit or rate or UNKNOWN_BYTES_PER_SECOND)
-    return _Link(size, usable, bool(rate))
+    return _Link(size, usable, bool(rate), limited=0 < limit <= usable)
 
 
 def _first_arc(report: SessionReport | None) -> int:
     """How long the arc into pre-copy or RESUMING took: a hint of what this device's arcs take, for want of better."""
     timings = {t.step: t.microseconds for t in report.timings} if report else {}
     return min(timings.get("pre_copy") or timings.get("resuming") or UNKNOWN_ARC, MOST_ASSUMED_ARC)
+
+
+def shape(observed: Observed, pairs: tuple[Pair, ...]) -> Shape:
+    """As `Known.between` is keyed."""
+    sources, targets = {p.source_node for p in pairs}, {p.target_node for p in pairs}
+    return Shape(len(sources), len(targets), len(pairs), observed.move.source is not None)
+
+
+def slowest(report: SessionReport) -> dict[str, int]:
+    """Microseconds of each step as an agent names it; what is timed for each device is as long as the longest."""
+    found: dict[str, int] = {}
+    for timing in report.timings:
+        step = timing.step.partition("/")[0]
+        found[step] = max(found.get(step, 0), timing.microseconds)
+    return found
+
+
+def between(observed: Observed, downtime: int, decision: int) -> int:
+    """What a downtime had beside the parts that are forecast one by one, in microseconds, from the agents' timings."""
+
+    def most(role: Role, *names: str) -> int:
+        took = [slowest(p.report) for p in observed.side(role) if p.report is not None]
+        return max((sum(steps.get(name, 0) for name in names) for steps in took), default=0)
+
+    arcs = most(Role.SOURCE, "barrier_a", "barrier_b") + most(Role.TARGET, "barrier_c", "barrier_d")
+    return max(0, downtime - arcs - most(Role.SOURCE, "transfer") - most(Role.TARGET, "load") - decision)
 
 
 def _kinds(observed: Observed, pairs: tuple[Pair, ...]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from vfio_api.types import Goal, MigrationKey, Role, SessionReport
 from vfio_operator import observe
 from vfio_operator.channel import Agents
 from vfio_operator.kube import API_ERRORS, Json, OperatorApi, brief
+from vfio_operator.kube_claims import KubeClaims
 from vfio_operator.kube_lists import Lists
 from vfio_operator.observed import DeviceRecord, Pair
 from vfio_operator.orphans import pairs_of
@@ -35,7 +36,7 @@ class Janitor:
         undertake: Callable[[MigrationKey, Json | None, tuple[Pair, ...]], None],
     ):
         self._api, self._agents, self._inventory, self._active = api, agents, inventory, active
-        self._undertake, self._lists = undertake, Lists(api)
+        self._undertake, self._lists, self._claims = undertake, Lists(api), KubeClaims(api)
         self._tried: dict[str, float] = {}
 
     async def run(self, every_seconds: float) -> None:
@@ -64,7 +65,7 @@ class Janitor:
         if body is not None and not observe.is_finished(body):
             return
         # compare-and-set on what the watch showed: a claim taken meanwhile stays
-        await self._api.set_claim(record.object_name, record.resource_version, None)
+        await self._claims.set_claim(record.object_name, record.resource_version, None)
         log.info("orphaned claim freed", device=record.object_name, migration=record.claim_name)
 
     async def _end(self, uid: str, sessions: list[tuple[str, SessionReport]]) -> None:

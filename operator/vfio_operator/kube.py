@@ -1,5 +1,6 @@
 """What the operator asks of the API server. Thin: every method is one request, with a deadline."""
 
+import asyncio
 import contextlib
 import json
 import time
@@ -16,6 +17,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.names import CA_CONFIGMAP, CA_KEY, FINALIZER, FINISHED_LABEL, TOKEN_AUDIENCE
 from vfio_api.types import MigrationKey, Outcome
+from vfio_operator.fence import fence
 from vfio_operator.observed import Observed
 from vfio_operator.requester import Access, Requester
 
@@ -35,10 +37,8 @@ class Caller:
     pod: str
 
 
-class NotLeadingError(ConnectionError):
-    """This replica's lease is not fresh by its own clock: it must not write, whatever it was about to do."""
-
-
+# Requests under way at once: more do not come back sooner, and the Lease waits behind them in the API server.
+AT_ONCE = 16
 # What a request may end with; kubernetes.aio does not wrap what its transport raises.
 API_ERRORS = (ApiException, aiohttp.ClientError, OSError, TimeoutError)
 
@@ -57,43 +57,38 @@ def brief(error: BaseException) -> str:
     return str(body or error or type(error).__name__).strip().partition("\n")[0][:500]
 
 
-def _fence(insist: Callable[[], None]) -> aiohttp.TraceConfig:
-    """Asks once more when a request has its connection, just before it is sent: getting one may have taken long.
+class Gate(client.ApiClient):
+    """A client with no more than AT_ONCE requests under way: what waits its turn is not in anybody's way.
 
-    The Lease itself is written by who does not lead yet, and reviews change nothing.
+    A request's deadline counts from when it is sent.
     """
-    trace = aiohttp.TraceConfig()
 
-    async def begun(_session: Any, context: Any, request: aiohttp.TraceRequestStartParams) -> None:
-        parts = request.url.path.split("/")
-        context.writes = request.method not in ("GET", "HEAD") and not _UNFENCED.intersection(parts)
+    def __init__(self, settings: Any):
+        super().__init__(settings)
+        self._room = asyncio.Semaphore(AT_ONCE)
 
-    async def connected(_session: Any, context: Any, _parameters: Any) -> None:
-        if context.writes:
-            insist()
-
-    trace.on_request_start.append(begun)
-    trace.on_connection_create_end.append(connected)
-    trace.on_connection_reuseconn.append(connected)
-    return trace
-
-
-_UNFENCED = frozenset({"leases", "tokenreviews", "subjectaccessreviews"})
+    async def call_api(self, *arguments: Any, **options: Any) -> Any:
+        """See ApiClient."""
+        async with self._room:
+            return await super().call_api(*arguments, **options)
 
 
 class OperatorApi:
     """The API server as the operator uses it. Errors are kubernetes.aio's ApiException and OSError.
 
+    urgent: the client for what is asked while a workload is down, or about to be: that waits for nothing else.
     may_write: called before every write; raises NotLeadingError on a replica that does not lead (any more).
     """
 
-    def __init__(self, api_client: Any, namespace: str, instance: str):
+    def __init__(self, api_client: Any, namespace: str, instance: str, urgent: Any = None):
         self.client, self.namespace, self.instance = api_client, namespace, instance
+        self._urgent_client = urgent or api_client
+        self._urgent: Any = client.CustomObjectsApi(self._urgent_client)
         self.may_write: Callable[[], None] = lambda: None
         # Any: the client takes dicts and answers with optional everything
         self._objects: Any = client.CustomObjectsApi(api_client)
         self._core: Any = client.CoreV1Api(api_client)
-        self._authn: Any = client.AuthenticationV1Api(api_client)
+        self._authn: Any = client.AuthenticationV1Api(self._urgent_client)  # an agent's devices may be down
         self._authz: Any = client.AuthorizationV1Api(api_client)
         self._events: Any = client.EventsV1Api(api_client)
 
@@ -106,14 +101,14 @@ class OperatorApi:
         else:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         made: list[OperatorApi] = []
-        settings.trace_configs = [_fence(lambda: made[0].may_write())]
-        made.append(cls(client.ApiClient(settings), namespace, instance))
+        settings.trace_configs = [fence(lambda: made[0].may_write())]
+        made.append(cls(Gate(settings), namespace, instance, client.ApiClient(settings)))
         return made[0]
 
-    async def apply_status(self, key: MigrationKey, status: Json) -> None:
-        """Server-side apply of a migration's whole status."""
+    async def apply_status(self, key: MigrationKey, status: Json) -> Json:
+        """Server-side apply of a migration's whole status; returns the object as it is stored."""
         self.may_write()
-        await self._objects.patch_namespaced_custom_object_status(
+        stored: Json = await self._objects.patch_namespaced_custom_object_status(
             API_GROUP,
             API_VERSION,
             key.namespace,
@@ -130,6 +125,7 @@ class OperatorApi:
             _content_type=APPLY,
             _request_timeout=REQUEST_SECONDS,
         )
+        return stored
 
     async def migration(self, key: MigrationKey) -> Json:
         """The VFIOMigration as it is now."""
@@ -154,11 +150,14 @@ class OperatorApi:
             },
         )
 
-    async def finished(self, key: MigrationKey, *, switchover: bool) -> None:
-        """Let the switchover go, drop our finalizer, and label the object so that the watch leaves it out."""
+    async def finished(self, key: MigrationKey, *, switchover: bool, stored: Json | None = None) -> None:
+        """Let the switchover go, drop our finalizer, and label the object so that the watch leaves it out.
+
+        By compare-and-set on the object as it was `stored` last, or as it is read. ApiException 409 if it has changed.
+        """
         if switchover:
             await self.release_switchover(key)
-        metadata = (await self.migration(key))["metadata"]
+        metadata = (stored or await self.migration(key))["metadata"]
         await self._patch_metadata(
             key,
             {
@@ -201,27 +200,6 @@ class OperatorApi:
             _request_timeout=REQUEST_SECONDS,
         )
 
-    async def device(self, object_name: str) -> Json:
-        """A VFIODevice as it is now."""
-        found: Json = await self._objects.get_cluster_custom_object(
-            API_GROUP, API_VERSION, "vfiodevices", object_name, _request_timeout=REQUEST_SECONDS
-        )
-        return found
-
-    async def set_claim(self, object_name: str, resource_version: str, claim: Json | None) -> None:
-        """Reserve a device or give it free, by compare-and-set: ApiException 409 if it changed since it was read."""
-        self.may_write()
-        await self._objects.patch_cluster_custom_object(
-            API_GROUP,
-            API_VERSION,
-            "vfiodevices",
-            object_name,
-            {"metadata": {"resourceVersion": resource_version}, "spec": {"claimRef": claim}},
-            field_manager=FIELD_MANAGER,
-            _content_type=MERGE,
-            _request_timeout=REQUEST_SECONDS,
-        )
-
     async def create_switchover(self, observed: Observed, epoch: int) -> None:
         """The durable intent. ApiException 409 if it exists already, which is as good."""
         self.may_write()
@@ -234,7 +212,7 @@ class OperatorApi:
             "controller": True,
             "blockOwnerDeletion": True,
         }
-        await self._objects.create_namespaced_custom_object(
+        await self._urgent.create_namespaced_custom_object(
             API_GROUP,
             API_VERSION,
             key.namespace,
@@ -265,7 +243,7 @@ class OperatorApi:
     async def switchover(self, key: MigrationKey) -> Json | None:
         """The VFIOSwitchover as it is now, None if there is none."""
         try:
-            found: Json = await self._objects.get_namespaced_custom_object(
+            found: Json = await self._urgent.get_namespaced_custom_object(
                 API_GROUP,
                 API_VERSION,
                 key.namespace,
@@ -282,7 +260,7 @@ class OperatorApi:
     async def decide(self, key: MigrationKey, outcome: Outcome) -> Json:
         """Write the decision; returns the object as it is stored. Any error means doubt: read it back."""
         self.may_write()
-        stored: Json = await self._objects.patch_namespaced_custom_object_status(
+        stored: Json = await self._urgent.patch_namespaced_custom_object_status(
             API_GROUP,
             API_VERSION,
             key.namespace,
@@ -294,6 +272,11 @@ class OperatorApi:
             _request_timeout=REQUEST_SECONDS,
         )
         return stored
+
+    async def namespace_labels(self, name: str) -> dict[str, str]:
+        """The labels of a namespace."""
+        found = await self._core.read_namespace(name, _request_timeout=REQUEST_SECONDS)
+        return dict(found.metadata.labels or {})
 
     async def node_exists(self, name: str) -> bool:
         """Whether there is a Node of that name."""
@@ -412,3 +395,4 @@ class OperatorApi:
     async def close(self) -> None:
         """Close connections."""
         await self.client.close()
+        await self._urgent_client.close()

@@ -1,17 +1,23 @@
 """What is asked of the API server beside the watches: finished migrations, and what is known by its UID only."""
 
+import contextlib
+import json
 from collections.abc import AsyncIterator, Mapping
-from types import MappingProxyType
+from http import HTTPStatus
 from typing import Any
 
 from kubernetes.aio import client
+from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.names import FINISHED_LABEL
 from vfio_api.types import MigrationKey
 from vfio_operator.kube import FIELD_MANAGER, MERGE, REQUEST_SECONDS, Json, OperatorApi
 
-_ANY: Mapping[str, str] = MappingProxyType({})
+WATCH_SECONDS = 300
+
+
+DELETED = "DELETED"  # the event of a watch
 
 
 class Lists:
@@ -21,17 +27,63 @@ class Lists:
         self._api = api
         self._objects: Any = client.CustomObjectsApi(api.client)
 
-    def finished_migrations(self) -> AsyncIterator[Json]:
-        """Every VFIOMigration with the label of finished ones, from the API server's cache (seconds old)."""
-        return self._pages("vfiomigrations", {"resource_version": "0"}, label_selector=FINISHED_LABEL)
+    async def follow_finished(self) -> AsyncIterator[tuple[str, Json]]:
+        """Every VFIOMigration with the label of finished ones as ADDED, then what becomes of them and which come.
+
+        Listed once and watched from there on; ends when the API server does not remember that far back, or says so.
+        """
+        version = ""
+        async for page in self._each_page("vfiomigrations", label_selector=FINISHED_LABEL):
+            version = page["metadata"]["resourceVersion"]
+            for item in page["items"]:
+                yield "ADDED", item
+        while True:
+            async for kind, body in self._watch("vfiomigrations", version, label_selector=FINISHED_LABEL):
+                if kind == "ERROR":
+                    return
+                version = body["metadata"]["resourceVersion"]
+                if kind != "BOOKMARK":
+                    yield kind, body
+
+    async def _watch(self, plural: str, version: str, **options: str) -> AsyncIterator[tuple[str, Json]]:
+        """Events of a watch until its time is over, which the API server is asked to end it at."""
+        response = await self._objects.list_cluster_custom_object_without_preload_content(
+            API_GROUP,
+            API_VERSION,
+            plural,
+            watch=True,
+            allow_watch_bookmarks=True,
+            resource_version=version,
+            timeout_seconds=WATCH_SECONDS,
+            _request_timeout=WATCH_SECONDS + REQUEST_SECONDS,
+            **options,
+        )
+        with contextlib.closing(response):
+            if response.status != HTTPStatus.OK:  # which the client does not look at if it is to stream
+                raise ApiException(status=response.status, reason=response.reason)
+            while line := await response.content.readline():
+                event = json.loads(line)
+                yield event["type"], event["object"]
 
     def migrations(self) -> AsyncIterator[Json]:
         """Every VFIOMigration."""
         return self._pages("vfiomigrations")
 
+    def policies(self) -> AsyncIterator[Json]:
+        """Every VFIOMigrationPolicy."""
+        return self._pages("vfiomigrationpolicies")
+
+    def evacuations(self) -> AsyncIterator[Json]:
+        """Every VFIOEvacuation."""
+        return self._pages("vfioevacuations")
+
     def switchovers(self) -> AsyncIterator[Json]:
         """Every VFIOSwitchover."""
         return self._pages("vfioswitchovers")
+
+    def devices(self) -> AsyncIterator[Json]:
+        """Every VFIODevice."""
+        return self._pages("vfiodevices")
 
     async def migration_of(self, uid: str) -> Json | None:
         """The VFIOMigration of which only the UID is known, None if there is none. Reads them all: for rare use."""
@@ -40,8 +92,13 @@ class Lists:
                 return body
         return None
 
-    async def _pages(self, plural: str, start: Mapping[str, str] = _ANY, **options: str) -> AsyncIterator[Json]:
-        """Page by page; `start` is for the first page only."""
+    async def _pages(self, plural: str) -> AsyncIterator[Json]:
+        """Every object."""
+        async for page in self._each_page(plural):
+            for item in page["items"]:
+                yield item
+
+    async def _each_page(self, plural: str, **options: str) -> AsyncIterator[Json]:
         token = ""
         while True:
             page: Json = await self._objects.list_cluster_custom_object(
@@ -51,10 +108,9 @@ class Lists:
                 limit=500,
                 _request_timeout=REQUEST_SECONDS,
                 **options,
-                **({"_continue": token} if token else start),
+                **({"_continue": token} if token else {}),
             )
-            for item in page["items"]:
-                yield item
+            yield page
             token = page["metadata"].get("continue", "")
             if not token:
                 return

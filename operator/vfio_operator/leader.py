@@ -17,7 +17,8 @@ from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api.names import ADDRESS_ANNOTATION, EPOCH_ANNOTATION, LEASE_NAME
-from vfio_operator.kube import API_ERRORS, NotLeadingError, brief
+from vfio_operator.fence import NotLeadingError
+from vfio_operator.kube import API_ERRORS, brief
 
 log = structlog.get_logger()
 
@@ -90,7 +91,7 @@ class Leadership:
         renewed = time.monotonic()
         while True:
             await asyncio.sleep(self._retry)
-            if await self._try(self._renew):
+            if await self._try(self._renew, self._deadline / 2):
                 renewed = time.monotonic()
             elif not self.leading or time.monotonic() - renewed > self._deadline:
                 self.epoch = 0
@@ -127,9 +128,10 @@ class Leadership:
         self._lease.spec.holder_identity = ""
         await self._replace()
 
-    async def _try(self, attempt: Callable[[], Awaitable[bool]]) -> bool:
+    async def _try(self, attempt: Callable[[], Awaitable[bool]], seconds: float = 0.0) -> bool:
+        """Whether it succeeded within these seconds, or the time between two attempts if that is longer."""
         try:
-            async with asyncio.timeout(max(self._retry, 1.0)):
+            async with asyncio.timeout(max(self._retry, seconds, 1.0)):
                 found = await attempt()
         except API_ERRORS as error:
             log.warning("lease not reached", error=brief(error))

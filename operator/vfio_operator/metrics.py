@@ -20,7 +20,7 @@ RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 
 BARRIERS = ("BarrierA", "BarrierB", "Vote", "BarrierC", "BarrierD", "RestoreP2P")
 # Steps of the plan that take time: those of its ladders, and what comes before.
 STEPS = (
-    *("Authorize", "AwaitInventory", "AwaitAgents"),
+    *("Authorize", "FindPod", "AwaitInventory", "AwaitAgents", "AwaitTurn"),
     *dict.fromkeys(step.name for way in (FORWARD, ROLLBACK, LOST, REHEARSAL, REHEARSAL_BACK) for step in way),
 )
 WRITES = ("claim", "release", "status", "event", "delete")
@@ -62,7 +62,8 @@ class OperatorMetrics:
         in_progress = made.gauge("vfio_migrations_in_progress", "Migrations under way on this leader, by phase.", phase)
         oldest = made.gauge(
             "vfio_migrations_oldest_phase_age_seconds",
-            "For how long the migration that is longest in this phase has been in it; 0 if none is.",
+            "For how long the migration that is longest in this phase has been in it; 0 if none is. One that waits for "
+            "its turn is not counted.",
             phase,
         )
         for each in UNDERWAY_PHASES:
@@ -72,7 +73,8 @@ class OperatorMetrics:
             "vfio_migrations_queued",
             "Migrations that are accepted and hold no device yet, by what they wait for: ApiServer (their rights and "
             "what is recorded before the first effect), Inventory (agents and devices, after an election or an earlier "
-            "migration), Claims (their devices being reserved), Restart (the operator failed at them and tries again).",
+            "migration), Turn (others to end: there are limits on how many run at once), Claims (their devices being "
+            "reserved), Restart (the operator failed at them and tries again).",
             Label("waiting_for", tuple(wait.value for wait in Wait)),
         )
         for wait in Wait:
@@ -99,7 +101,8 @@ class OperatorMetrics:
     def _of_the_downtime(self, made: Catalogue) -> None:
         self.downtime = made.histogram(
             "vfio_migration_downtime_seconds",
-            "From the command to leave RUNNING until the last target device runs, on the operator's clock.",
+            "From the workload's pause, or the command to leave RUNNING, until the last target device runs and it is "
+            "resumed, on the operator's clock.",
             DOWNTIME_BUCKETS,
             exemplars=True,
         )
@@ -155,6 +158,10 @@ class OperatorMetrics:
         )
         self.api_writes = made.counter(
             "vfio_operator_api_writes_total", "Writes to the API server.", Label("kind", WRITES)
+        )
+        self.tasks = made.gauge(
+            "vfio_operator_asyncio_tasks",
+            "Tasks of this replica's event loop: with nothing under way it stays the same.",
         )
 
     def ended(self, result: str, reason: str, uid: str) -> None:

@@ -4,69 +4,59 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import structlog
 from kubernetes.aio.client.exceptions import ApiException
 
-from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
-from vfio_api.spans import Sink
-from vfio_api.types import Failure, MigrationKey, Role
+from vfio_api.types import Failure, MigrationKey
 from vfio_operator import observe
 from vfio_operator.actions import (
     AddFinalizer,
+    AskTurn,
     Authorize,
     Claim,
     CreateSwitchover,
     Decide,
+    FindPod,
     Finish,
+    KeepPod,
+    Look,
     PersistFailure,
     PersistPairs,
     PersistRehearsal,
     Plan,
+    ReleasePods,
     Send,
+    StartTargetPod,
+    SwitchPods,
     Unclaim,
 )
-from vfio_operator.channel import Agents, AgentStream
 from vfio_operator.clockwork import Clockwork
-from vfio_operator.execute import Executor, Memory, Sent
-from vfio_operator.history import History
-from vfio_operator.kube import API_ERRORS, OperatorApi, brief, now
-from vfio_operator.leader import Leadership
-from vfio_operator.metrics import OperatorMetrics
-from vfio_operator.observed import DeviceRecord, Limits, Observed, Pair, Participant, ends_of
-from vfio_operator.plan import first_failure, not_converged, plan, rolls_back
-from vfio_operator.publish import Publisher
+from vfio_operator.context import Context
+from vfio_operator.deadlines import Deadlines
+from vfio_operator.execute import Executor, Memory
+from vfio_operator.kube import API_ERRORS, brief, now
+from vfio_operator.kube_pods import KubePods
+from vfio_operator.looking import Looking
+from vfio_operator.moving import Mover
+from vfio_operator.observed import Observed, Pair, ends_of
+from vfio_operator.participants import Participants
+from vfio_operator.plan import first_failure, plan, rolls_back
+from vfio_operator.policies import Policy, choose
+from vfio_operator.publish import QUEUED_SECONDS, QUIET_STEPS, Publisher
 from vfio_operator.trail import Trail
+from vfio_operator.turns import Turn
 
 log = structlog.get_logger()
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 5.0
-INVENTORY_SECONDS = 2.0
-SILENT_SECONDS = 3.0  # an agent that answers no ping for so long is not to be counted on
+TOLD_SECONDS = 0.1  # that a step is logged so much later, in which devices are down
+READY_SECONDS = 10.0  # for the counterpart; a later one takes its place when the source has gone
+ASKING = Turn(position=1)  # it has not asked yet
 IDLE_SECONDS = 0.5  # how often a plan is made again when nothing happens: deadlines and retries
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What the tasks of one leader share. settled_at: loop time from when agents have had the time to dial.
-    successor_seconds: for how long an agent that has left may be without a successor.
-
-    reserved: migration UID -> the devices (node, address) that it has chosen, until its task ends.
-    """
-
-    api: OperatorApi
-    agents: Agents
-    leadership: Leadership
-    metrics: OperatorMetrics
-    inventory: Mapping[tuple[str, str], DeviceRecord]
-    history: History
-    settled_at: float
-    limits: Limits
-    successor_seconds: float = 0.0
-    traces: Sink | None = None
-    reserved: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
+MOST_IDLE_SECONDS = 10.0  # in a long queue, where nothing happens but that one comes nearer; see publish.QUEUED_SECONDS
 
 
 class MigrationTask:
@@ -92,18 +82,28 @@ class MigrationTask:
             self._memory,
             self._trail,
         )
+        self._mover = Mover(KubePods(context.api), key)
         self._clockwork = Clockwork(context.metrics, key.uid)
-        self._publisher = Publisher(context.api, context.metrics, key, body, self._trail.trace_id)
+        self._deadlines = Deadlines(self._memory, self._clockwork, context.agents)
+        running = context.turnstile.count
+        self._publisher = Publisher(context.api, context.metrics, key, body, self._trail.trace_id, running)
         self._nodes: frozenset[str] = frozenset()
-        self._away_since: float | None = None
-        self._all_there_since = 0.0
         self._missed = False
-        self._inventory_settled_at = asyncio.get_running_loop().time() + INVENTORY_SECONDS
+        self._turn = ASKING
+        self._namespace_labels: Mapping[str, str] = {}
+        self._policy: Policy | None = None
+        self._looking = Looking(context.agents)
+        self._participants, self._reading = Participants(context.agents, key.uid), observe.Reading()
         self._log = log.bind(migration=str(key), uid=key.uid, epoch=context.leadership.epoch)
 
     def notice(self, body: Mapping[str, Any]) -> None:
         """The object changed."""
         self._memory.body = body
+        self._wake.set()
+
+    def pod(self, body: Mapping[str, Any], *, deleted: bool) -> None:
+        """A pod of this migration changed."""
+        self._mover.seen(body, deleted=deleted)
         self._wake.set()
 
     def missed(self) -> None:
@@ -144,12 +144,17 @@ class MigrationTask:
                 self._memory.failure = first_failure(observed)
                 observed = replace(observed, failure=self._memory.failure)
             planned = plan(observed)
+            if self._turn.position and planned.step != "AwaitTurn":
+                self._context.turnstile.leave(self.key.uid)  # it does not wait for its turn, for now
+                self._turn = ASKING
             self._trail.follow(planned, observed)
             if self._clockwork.track(planned, observed):
                 self._publisher.milestone(planned)
-                self._log.info("step", step=planned.step, phase=planned.phase.value, message=planned.sentence)
+                # not in the way of what it says to do: devices may be down
+                later = TOLD_SECONDS if planned.step in QUIET_STEPS else 0
+                asyncio.get_running_loop().call_later(later, self._tell_step, planned)
             if planned.step == "AwaitAgents":  # the next agent publishes what it finds once it is there
-                self._inventory_settled_at = asyncio.get_running_loop().time() + INVENTORY_SECONDS
+                self._looking.anew()
             for action in planned.actions:
                 if isinstance(action, Finish):
                     await self._again(lambda p=planned, o=observed, a=action: self._finish(o, p, a))
@@ -170,6 +175,9 @@ class MigrationTask:
             if not progressed:
                 self._publisher.offer(observed, planned, self._clockwork.measured(self._memory))
                 await self._wait(observed, planned)
+
+    def _tell_step(self, planned: Plan) -> None:
+        self._log.info("step", step=planned.step, phase=planned.phase.value, message=planned.sentence)
 
     def stop(self) -> None:
         """End background writes; the task itself is cancelled by its owner."""
@@ -233,7 +241,7 @@ class MigrationTask:
 
     async def _recall_what_is_left(self) -> None:
         self.gone()
-        memory = self._memory
+        memory, self._turn = self._memory, Turn()
         memory.pairs, memory.inherited = self._left, True
         memory.sequence = self._context.agents.highest_sequence(
             self.key.uid, {node for node, _ in ends_of(memory.pairs)}
@@ -247,14 +255,21 @@ class MigrationTask:
         memory.has_finalizer = observe.has_finalizer(memory.body)
         memory.pairs = observe.persisted_pairs(memory.body)
         memory.inherited = bool(memory.pairs)
+        self._turn = Turn() if memory.pairs else ASKING
         memory.failure = memory.recorded = observe.persisted_failure(memory.body)
         memory.rehearsed = observe.is_rehearsed(memory.body)
         memory.sequence = self._context.agents.highest_sequence(
             self.key.uid, {node for node, _ in ends_of(memory.pairs)}
         )
+        if not memory.pairs:
+            self._namespace_labels = await api.namespace_labels(self.key.namespace)
+        wanted = observe.wish_of(memory.body).shorthand
+        if memory.pairs and wanted is not None and wanted.pod:
+            await self._mover.recall(memory.body.get("status", {}), wanted)
         if memory.pairs:
             self._executor.read_back(await api.switchover(self.key))
             self._context.reserved[self.key.uid] = ends_of(memory.pairs)
+            self._context.turnstile.runs(observe.ticket_of(memory.body, memory.pairs, 0))
             await self._executor.recall_claims(memory.pairs)
         absent = observe.wish_of(memory.body).nodes - self._context.agents.connected
         known = [node for node in sorted(absent) if await api.node_exists(node)]
@@ -262,8 +277,10 @@ class MigrationTask:
 
     def _observe(self) -> Observed:
         memory, context = self._memory, self._context
-        wish = observe.wish_of(memory.body)
-        pairs = memory.pairs
+        # with its pairs what it began with is stored, which this task may see later than it has written it
+        policy, conflict = (self._policy, None) if memory.pairs or self._left else self._choose_policy()
+        self._policy = policy
+        wish, pairs = self._reading.wish(memory.body, policy), memory.pairs
         others = (chosen for uid, chosen in context.reserved.items() if uid != self.key.uid)
         return Observed(
             key=self.key,
@@ -274,7 +291,7 @@ class MigrationTask:
             has_finalizer=memory.has_finalizer,
             pairs=pairs,
             claims=frozenset(memory.claims),
-            participants=self._participants(pairs),
+            participants=self._participants.of(pairs, memory.sent),
             switchover=memory.switchover,
             failure=memory.failure,
             recorded=memory.recorded,
@@ -282,7 +299,7 @@ class MigrationTask:
             exhausted=memory.exhausted,
             generation=memory.body["metadata"].get("generation", 1),
             inherited=memory.inherited,
-            inventory_settled=asyncio.get_running_loop().time() >= self._inventory_settled_at,
+            inventory_settled=self._looking.settled,
             leaving=context.agents.leaving(context.successor_seconds),
             settled=asyncio.get_running_loop().time() >= context.settled_at,
             lingered=self._clockwork.lingered,
@@ -290,45 +307,45 @@ class MigrationTask:
             authorized=memory.authorized,
             forbidden=memory.forbidden,
             shows_all=memory.shows_all,
+            move=self._mover.move,
+            turn=self._turn,
+            policy=policy.name if policy else memory.body.get("status", {}).get("policy", ""),
+            policy_conflict=conflict,
+            emptied=context.emptied(),
+            active=frozenset(context.reserved),
             reserved=frozenset().union(*others) if wish.shorthand is not None and not pairs else frozenset(),
             known=context.history.known,
             limits=context.limits,
         )
 
-    def _participants(self, pairs: tuple[Pair, ...]) -> tuple[Participant, ...]:
-        agents, sent = self._context.agents, self._memory.sent
-        found = []
-        for role, nodes in (
-            (Role.SOURCE, {p.source_node for p in pairs}),
-            (Role.TARGET, {p.target_node for p in pairs}),
-        ):
-            for node in sorted(nodes - {""}):  # an end of which nothing is left
-                stream = agents.stream(node)
-                found.append(
-                    Participant(
-                        node=node,
-                        role=role,
-                        connected=stream is not None,
-                        commanded=_delivered(sent.get((node, role)), stream),
-                        data_address=stream.hello.data_address if stream else "",
-                        report=agents.report(node, self.key.uid, role),
-                        turned=stream.turned(self.key.uid, role) if stream else None,
-                    )
-                )
-        return tuple(found)
+    def _choose_policy(self) -> tuple[Policy | None, Failure | None]:
+        labels = self._memory.body["metadata"].get("labels") or {}
+        return choose(self._context.policies.values(), self._namespace_labels, labels)
 
     async def _act(self, observed: Observed, planned: Plan) -> bool:
         """Carry out the actions; True if they changed what is observed, so that a new plan is due at once."""
-        progressed = False
+        progressed, memory = False, self._memory
         for action in planned.actions:
             match action:
                 case Send():
                     self._executor.send(observed, action)
                     continue
+                case Look():
+                    self._looking.ask(action.nodes)
+                    continue
+                case AskTurn():
+                    queued = self._turn.waiting
+                    self._turn = self._context.turnstile.ask(
+                        observe.ticket_of(memory.body, action.pairs, observed.wish.priority)
+                    )
+                    if self._turn.position:
+                        continue
+                    if queued:
+                        self._mover.forget()  # another may have its name by now
                 case AddFinalizer():
                     await self._executor.add_finalizer(observed, action)
                 case Authorize():
-                    await self._executor.authorize(action)
+                    await self._executor.authorize(observed, action)
                 case PersistPairs():
                     # reserved before the first await, so that no other task chooses the same
                     self._context.reserved[self.key.uid] = ends_of(action.pairs)
@@ -343,6 +360,9 @@ class MigrationTask:
                     failed = replace(observed, recorded=action.failure)
                     await self._publisher.write(failed, planned, self._clockwork.measured(self._memory))
                     self._memory.recorded = action.failure
+                case FindPod() | StartTargetPod() | KeepPod() | SwitchPods() | ReleasePods():
+                    failure = await self._mover.carry_out(observed, action)
+                    memory.failure = memory.failure or failure
                 case Claim():
                     await self._executor.claim(observed, action)
                 case CreateSwitchover():
@@ -361,53 +381,22 @@ class MigrationTask:
         if planned.step == "Converge":
             self._context.agents.ping(p.node for p in observed.participants)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(IDLE_SECONDS):
+            queued = min(observed.turn.waiting * QUEUED_SECONDS, MOST_IDLE_SECONDS)
+            async with asyncio.timeout(max(IDLE_SECONDS, queued)):
                 await self._wake.wait()
         self._check_deadline(observed, planned)
 
     def _check_deadline(self, observed: Observed, planned: Plan) -> None:
-        """A step that lasts too long fails the migration; past the point of return it is given up or waited for."""
-        memory = self._memory
-        if planned.step == "Converge":
-            if memory.failure is None:
-                memory.failure = self._not_converged(observed)
-            return
-        away = [p.node for p in observed.participants if not p.connected and (p.touched or memory.inherited)]
-        moment = asyncio.get_running_loop().time()
-        self._all_there_since = moment if away else self._all_there_since
-        if not planned.timeout_seconds or self._clockwork.step_seconds() < planned.timeout_seconds:
-            return
-        if not rolls_back(observed) and observed.switchover.decision is None and memory.failure is None:
-            reason = Reason.AGENT_LOST if away else Reason.STEP_TIMEOUT
-            who = f"; no connection to the agents of {', '.join(away)}" if away else ""
-            memory.failure = Failure(
-                reason, f"step {planned.step} was not done within {planned.timeout_seconds:g} s{who}"
-            )
-        elif moment - self._all_there_since >= planned.timeout_seconds:  # an agent that was away has its time, too
-            memory.exhausted = True
-
-    def _not_converged(self, observed: Observed) -> Failure | None:
-        """Pre-copy ends when its time is over, and earlier if an agent stays away."""
-        silent = self._context.agents.silent_for(SILENT_SECONDS)
-        away = [p.node for p in observed.participants if not p.connected or p.node in silent]
-        moment = asyncio.get_running_loop().time()
-        self._away_since = (self._away_since or moment) if away else None
-        if self._away_since is not None:
-            seconds = moment - self._away_since
-            if seconds > observed.limits.prepare_seconds or observed.converge_expired:
-                return Failure(
-                    Reason.AGENT_LOST,
-                    f"the agents of {', '.join(away)} have not answered for {seconds:.0f} s during pre-copy; look at "
-                    "their pods and logs",
-                )
-        return not_converged(observed) if observed.converge_expired else None
+        if planned.step == "AwaitReady" and self._clockwork.step_seconds() > READY_SECONDS:
+            self._mover.waited()
+        self._deadlines.check(observed, planned)
 
     async def _finish(self, observed: Observed, planned: Plan, finish: Finish) -> None:
         measured = self._clockwork.measured(self._memory, observed)
         try:
             if not self._memory.gone:
-                await self._publisher.write_last(observed, planned, measured)
-                await self._context.api.finished(self.key, switchover=observed.switchover.exists)
+                stored = await self._publisher.write_last(observed, planned, measured)
+                await self._context.api.finished(self.key, switchover=observed.switchover.exists, stored=stored)
         except ApiException as error:
             if error.status not in (404, 409) or not await self._vanished():
                 raise
@@ -423,11 +412,9 @@ class MigrationTask:
         down = measured.downtime_microseconds, self._clockwork.down_began
         self._trail.finished(observed, finish, *down, inherited=self._memory.inherited)
         if finish.phase is Phase.SUCCEEDED:
-            self._context.history.succeeded(observed)
+            memory = self._memory
+            straight = not memory.inherited and not memory.reloads and memory.decided_in
+            downtime = measured.downtime_microseconds if straight else None
+            self._context.history.succeeded(observed, downtime, measured.left_bytes, decided_in=memory.decided_in)
         self._context.agents.forget(self.key.uid)
         self._log.info("finished", phase=finish.phase.value, message=planned.sentence)
-
-
-def _delivered(sent: Sent | None, stream: AgentStream | None) -> bool:
-    """Whether a command may have arrived: it was said, and not on a stream that has since been replaced."""
-    return sent is not None and (stream is None or sent.stream == stream.number)

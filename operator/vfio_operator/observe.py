@@ -1,20 +1,24 @@
 """From objects as the API server has them to the frozen picture that the plan looks at. Pure."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
 from vfio_api.device import MigrationFlags
 from vfio_api.errors import Reason
-from vfio_api.models import MigrationSpec, OnConvergenceTimeout, PauseMethod, parse_quantity
+from vfio_api.models import MigrationSpec
+from vfio_api.models_strategy import Strategy as Said
 from vfio_api.names import FINALIZER
 from vfio_api.reasons import ConditionReason
-from vfio_api.types import Failure, MigrationKey, Outcome
-from vfio_operator.observed import DeviceRecord, Pair, Shorthand, Strategy, Switchover, Wish
+from vfio_api.types import Failure, MigrationKey, Outcome, PauseMethod
+from vfio_operator.observed import DeviceRecord, Pair, Pausing, Shorthand, Switchover, Wish
+from vfio_operator.policies import Policy, resolve_strategy
+from vfio_operator.turns import Ticket
 
 Body = Mapping[str, Any]
+AT_ONCE = datetime.min.replace(tzinfo=UTC)
 
 
 def key_of(body: Body) -> MigrationKey:
@@ -23,8 +27,11 @@ def key_of(body: Body) -> MigrationKey:
     return MigrationKey(metadata["uid"], metadata["namespace"], metadata["name"])
 
 
-def wish_of(body: Body) -> Wish:
-    """What the user asks for. A spec that does not fit the model becomes an unsupported wish, never an error."""
+def wish_of(body: Body, policy: Policy | None = None) -> Wish:
+    """What the user asks for, and what the policy says of the rest.
+
+    A spec that does not fit the model becomes an unsupported wish, never an error.
+    """
     deleted = bool(body["metadata"].get("deletionTimestamp"))
     try:
         spec = MigrationSpec.model_validate(dict(body["spec"]))
@@ -36,34 +43,77 @@ def wish_of(body: Body) -> Wish:
         Pair(d.name, d.source.node_name, d.source.device, d.target.node_name, d.target.device)
         for d in spec.devices or ()
     )
-    chosen = spec.strategy
-    limit = chosen.bandwidth_limit_bytes_per_second
-    strategy = Strategy(
-        downtime_limit_milliseconds=chosen.downtime_limit_milliseconds,
-        pre_copy=chosen.pre_copy.value,
-        convergence_timeout_seconds=chosen.convergence_timeout_seconds,
-        switch_over_on_timeout=chosen.on_convergence_timeout is OnConvergenceTimeout.SWITCHOVER,
-        switchover_ack=chosen.switchover_ack,
-        switchover_timeout_seconds=chosen.switchover_timeout_seconds,
-        bandwidth_limit_bytes_per_second=parse_quantity(limit) if limit is not None else 0,
-    )
+    stored = body.get("status", {}).get("strategy")
+    # what it began with it goes on with, whatever becomes of the policy
+    said = Said.model_validate(stored) if stored else spec.strategy
+    strategy = resolve_strategy(said, None if stored else policy)
     shorthand = None
-    if spec.source is not None and spec.target is not None and spec.source.node_name is not None:
-        shorthand = Shorthand(spec.source.node_name, spec.target.node_name)
-    return Wish(pairs, strategy, spec.cancel, deleted, _unsupported(spec), spec.mode, shorthand)
+    if spec.source is not None and spec.target is not None:
+        source, target = spec.source, spec.target
+        shorthand = Shorthand(
+            source.node_name or "", target.node_name or "", source.pod_name or "", target.pod_name or ""
+        )
+    pausing = _pausing(spec)
+    unsupported = _unsupported(spec)
+    priority = spec.priority if spec.priority is not None else policy.spec.priority or 0 if policy else 0
+    return Wish(pairs, strategy, spec.cancel, deleted, unsupported, spec.mode, shorthand, pausing, priority)
+
+
+class Reading:
+    """`wish_of` of the same object again and again: 256 pairs are validated once, not with every report."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Body, Policy | None, Wish] | None = None
+
+    def wish(self, body: Body, policy: Policy | None = None) -> Wish:
+        """See `wish_of`. An object that has changed is another one, as the watch brings it."""
+        last = self._last
+        if last is None or last[0] is not body or last[1] is not policy:
+            self._last = last = body, policy, wish_of(body, policy)
+        return last[2]
+
+
+def _pausing(spec: MigrationSpec) -> Pausing:
+    """How the pods are paused; a pod that is moved is frozen unless the spec says otherwise."""
+    if spec.workload is None:
+        moved = spec.source is not None and spec.source.pod_name is not None
+        return Pausing(PauseMethod.FREEZE if moved else PauseMethod.NONE)
+    pause, hook = spec.workload.pause, spec.workload.pause.hook
+    if hook is None:
+        return Pausing(pause.method, pause.timeout_seconds * 1000)
+    return Pausing(
+        pause.method,
+        pause.timeout_seconds * 1000,
+        hook.port,
+        hook.path,
+        hook.timeout_seconds * 1000,
+        hook.retries,
+    )
 
 
 def _unsupported(spec: MigrationSpec) -> str:
-    if spec.source is not None and spec.source.pod_name is not None:
+    moved = spec.source is not None and spec.source.pod_name is not None
+    if spec.workload is not None and spec.workload.pause.method is PauseMethod.HOOK and not moved:
         return (
-            "spec.source.podName: this version does not know which devices a pod has; use spec.source.nodeName or name "
-            "the pairs in spec.devices"
+            "spec.workload.pause.method is Hook: it is for a pod that is moved, whose counterpart takes what it saves; "
+            "give spec.source.podName, or use Freeze"
         )
     if not spec.devices and (spec.source is None or spec.target is None):
         return "spec.devices is absent; name the pairs there, or give both spec.source and spec.target"
-    if spec.workload is not None and spec.workload.pause.method is not PauseMethod.NONE:
-        return f"spec.workload.pause.method is {spec.workload.pause.method.value}; this version does None only"
     return ""
+
+
+def ticket_of(body: Body, pairs: tuple[Pair, ...], priority: int) -> Ticket:
+    """What a migration shows to be let through."""
+    metadata = body["metadata"]
+    return Ticket(
+        metadata["uid"],
+        metadata["namespace"],
+        priority,
+        (metadata.get("creationTimestamp", ""), metadata["uid"]),
+        frozenset(pair.source_node for pair in pairs),
+        frozenset(pair.target_node for pair in pairs),
+    )
 
 
 def has_finalizer(body: Body) -> bool:
@@ -84,16 +134,26 @@ def body_of_what_is_left(key: MigrationKey, body: Body | None) -> dict[str, Any]
     return {"metadata": metadata, "spec": {}, "status": {"failure": failure} if failure else {}}
 
 
-def is_expired(body: Body, moment: datetime) -> bool:
-    """Whether a finished object has been kept for its ttlSecondsAfterFinished; `moment` is aware."""
+def expires_at(body: Body) -> datetime | None:
+    """When a finished object will have been kept for its ttlSecondsAfterFinished, aware; None: it is to be kept."""
     ttl = body["spec"].get("ttlSecondsAfterFinished")
     if ttl is None or body["metadata"].get("deletionTimestamp") or not is_finished(body):
-        return False
-    since = next(
-        (c["lastTransitionTime"] for c in body.get("status", {}).get("conditions", ()) if c["type"] == "Finished"),
-        None,
-    )
-    return since is not None and (moment - datetime.fromisoformat(since)).total_seconds() >= ttl
+        return None
+    since = next((c["lastTransitionTime"] for c in body["status"]["conditions"] if c["type"] == "Finished"), None)
+    return datetime.fromisoformat(since) + timedelta(seconds=ttl) if since is not None else None
+
+
+def is_expired(body: Body, moment: datetime) -> bool:
+    """Whether a finished object has been kept for its ttlSecondsAfterFinished; `moment` is aware."""
+    expires = expires_at(body)
+    return expires is not None and expires <= moment
+
+
+def due_of(body: Body) -> datetime | None:
+    """When an object with the label of finished ones is to be looked at, aware: at once, when it expires, or never."""
+    if not is_finished(body) or is_outdated(body):
+        return AT_ONCE
+    return expires_at(body)
 
 
 def is_outdated(body: Body) -> bool:
@@ -144,7 +204,7 @@ def persisted_pairs(body: Body) -> tuple[Pair, ...]:
 def device_of(body: Body) -> DeviceRecord:
     """A VFIODevice."""
     spec, status = body["spec"], body.get("status", {})
-    claim = spec.get("claimRef") or {}
+    claim, pod = spec.get("claimRef") or {}, status.get("pod") or {}
     flags = MigrationFlags(0)
     for name in status.get("migrationFlags", ()):
         flags |= MigrationFlags[name]
@@ -162,7 +222,17 @@ def device_of(body: Body) -> DeviceRecord:
         resource_version=body["metadata"].get("resourceVersion", ""),
         message=status.get("message", ""),
         stop_copy_bytes=status.get("stopCopyBytes", 0),
+        state=status.get("state", ""),
+        pod_uid=pod.get("uid", ""),
+        pod=f"{pod.get('namespace', '')}/{pod.get('name', '')}" if pod.get("name") else pod.get("uid", ""),
     )
+
+
+def moves(body: Body, namespace: str, pod: str) -> bool:
+    """Whether a migration that is not finished moves this pod, or brings it."""
+    brought = body.get("status", {}).get("workload", {}).get("targetPod", {}).get("name")
+    ends = {body["spec"].get("source", {}).get("podName"), body["spec"].get("target", {}).get("podName"), brought}
+    return body["metadata"]["namespace"] == namespace and pod in ends and not is_finished(body)
 
 
 def switchover_of(body: Body | None) -> Switchover:

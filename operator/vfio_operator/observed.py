@@ -6,14 +6,16 @@ from types import MappingProxyType
 
 from vfio_api.device import NO_FLAGS, MigrationFlags
 from vfio_api.models_migration import Mode
-from vfio_api.types import Failure, Goal, MigrationKey, Outcome, Role, SessionReport
+from vfio_api.types import Failure, Goal, MigrationKey, Outcome, PauseMethod, Role, SessionReport
+from vfio_operator.turns import MAY_RUN, Turn
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
     """A VFIODevice as the API server has it. claim_uid and claim_name are the migration's that reserved it.
 
-    stop_copy_bytes: VFIO_DEVICE_FEATURE_MIG_DATA_SIZE as its agent last published it (0: unknown).
+    stop_copy_bytes: VFIO_DEVICE_FEATURE_MIG_DATA_SIZE as its agent last published it (0: unknown). state: as the uAPI
+    names it ("": unknown). pod_uid, pod: of the pod that has live state in it, and namespace/name ("" if none has).
     """
 
     object_name: str
@@ -29,6 +31,37 @@ class DeviceRecord:
     resource_version: str = ""
     message: str = ""
     stop_copy_bytes: int = 0
+    state: str = ""
+    pod_uid: str = ""
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """A Pod as the API server has it.
+
+    running: every container runs. ready: and says that it is ready. trouble: why not, if the kubelet says so;
+    unscheduled: the scheduler's words. owner: its controller, "" if it has none. migration: UID of the
+    migration that it is part of. grace_seconds: what it may take to end.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    node: str = ""
+    address: str = ""
+    phase: str = "Pending"
+    deleted: bool = False
+    running: bool = False
+    ready: bool = False
+    trouble: str = ""
+    unscheduled: str = ""
+    owner: str = ""
+    migration: str = ""
+    grace_seconds: int = 30
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +98,7 @@ class Strategy:
     switch_over_on_timeout: bool = False
     switchover_ack: bool = True
     switchover_timeout_seconds: int = 30
-    bandwidth_limit_bytes_per_second: int = 0
+    bandwidth_limit_bytes_per_second: int = 0  # none
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +106,67 @@ class Limits:
     """How long a step may take, in seconds, where the spec does not say it.
 
     prepare: also for barriers outside of the downtime and on the way back. release: what is over when it is over.
-    api: the API server may be away for a while, and nothing is down for it.
+    api: the API server may be away for a while, and nothing is down for it. target_pod: for a counterpart to run.
     """
 
     prepare_seconds: float = 60.0
     release_seconds: float = 30.0
     api_seconds: float = 600.0
+    target_pod_seconds: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shorthand:
-    """All migratable devices in use on one node, onto free compatible devices of another (or the same)."""
+    """All migratable devices in use on one node, or by one pod, onto free compatible devices of a node.
+
+    pod: its name in the migration's namespace, "" for the node's; source_node is then where that runs ("" before it is
+    known). target_pod: a pod there that takes them over, "" if the operator is to make it; target_node is then where
+    that runs.
+    """
 
     source_node: str
     target_node: str
+    pod: str = ""
+    target_pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pausing:
+    """spec.workload.pause; limits in the units of their names."""
+
+    method: PauseMethod = PauseMethod.NONE
+    timeout_milliseconds: int = 5_000
+    port: int = 0
+    path: str = ""
+    hook_timeout_milliseconds: int = 5_000
+    retries: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A pod and its counterpart, as far as they are known.
+
+    looked: the API server was asked for the source (None then: there is none). counterpart: the name of the pod that
+    the operator makes, "" if the user made it. refused: why the source cannot be moved. made: the counterpart is there,
+    or was, and both pods are marked. waited: for long enough that it becomes ready. done: the counterpart is the only
+    one now, or, on the way back, there is none any more.
+    """
+
+    looked: bool = False
+    source: PodRecord | None = None
+    target: PodRecord | None = None
+    counterpart: str = ""
+    refused: Failure | None = None
+    made: bool = False
+    done: bool = False
+    waited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What the user asked for: pairs, or the shorthand for them.
 
-    unsupported names a part of the spec that this version cannot do ("" if none).
+    unsupported names a part of the spec that this version cannot do ("" if none). priority: the higher, the earlier.
     """
 
     pairs: tuple[Pair, ...]
@@ -103,13 +176,33 @@ class Wish:
     unsupported: str = ""
     mode: Mode = Mode.MIGRATE
     shorthand: Shorthand | None = None
+    pausing: Pausing = Pausing()
+    priority: int = 0
+
+    @property
+    def moves_pod(self) -> bool:
+        """Whether a pod is moved with its devices."""
+        return self.shorthand is not None and bool(self.shorthand.pod)
 
     @property
     def nodes(self) -> frozenset[str]:
         """Every node that it names."""
         named = {node for pair in self.pairs for _, node, _ in pair.ends}
         short = self.shorthand
-        return frozenset(named | ({short.source_node, short.target_node} if short is not None else set()))
+        shorthand = {short.source_node, short.target_node} if short is not None else set()
+        return frozenset(named | shorthand - {""})
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a migration, as far as it tells how much there is to be said and done between the nodes: how many source and
+    target nodes, how many pairs, and whether pods move along.
+    """
+
+    sources: int
+    targets: int
+    pairs: int
+    pods: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +211,15 @@ class Known:
 
     round_trips: of a message to a node's agent and back. decision: one write of a small object, as that is.
     steps: (node, models of the devices, step as the agent names it) -> duration. rates: source node -> bytes per
-    second of its streams together.
+    second of its streams together. between: what the downtime of migrations of this shape had beside what the agents
+    timed and the write of the decision.
     """
 
     round_trips: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     decision: int = 0
     steps: Mapping[tuple[str, str, str], int] = field(default_factory=lambda: MappingProxyType({}))
     rates: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    between: Mapping[Shape, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +267,11 @@ class Observed:
     lingered: the forecast has been within the limit for a while. rehearsed: a rehearsal has come to its turning point,
     durably. shows_all: the requester may use every device, so that a message may name any.
     authorized: the pairs that the requester's rights were reviewed for; forbidden: what right was missing.
+    active: UIDs of the migrations that have chosen their devices and have not ended.
     reserved: devices that other migrations of this leader have chosen, also if they are not claimed yet.
+    move: the pods, if one is moved with its devices. turn: whether it may run beside others.
+    policy: name of the VFIOMigrationPolicy that it follows; policy_conflict: that there are two.
+    emptied: nodes that are being evacuated.
     """
 
     key: MigrationKey
@@ -199,9 +298,21 @@ class Observed:
     forbidden: Failure | None = None
     authorized: tuple[Pair, ...] | None = None
     shows_all: bool = False
+    active: frozenset[str] = frozenset()
     reserved: frozenset[tuple[str, str]] = frozenset()
+    move: Move = Move()
+    turn: Turn = MAY_RUN
+    policy: str = ""
+    policy_conflict: Failure | None = None
+    emptied: frozenset[str] = frozenset()
     known: Known = Known()
     limits: Limits = Limits()
+
+    @property
+    def named_nodes(self) -> frozenset[str]:
+        """Every node that it names, and those on which the pods are that it names."""
+        pods = (self.move.source, self.move.target)
+        return self.wish.nodes | {pod.node for pod in pods if pod is not None and pod.node}
 
     def side(self, role: Role) -> tuple[Participant, ...]:
         """The participants of one side, by node name."""

@@ -21,24 +21,38 @@ def pair_up(observed: Observed, wanted: Shorthand) -> tuple[tuple[Pair, ...], Fa
 
     The message of the failure names every candidate (the first few) and why it is none.
     """
-    sources = _on(observed, wanted.source_node, lambda d: bool(d.migratable and d.holder))
+    uid = observed.move.source.uid if wanted.pod and observed.move.source is not None else ""
+    sources = _on(observed, wanted.source_node, lambda d: bool(d.migratable and d.holder and uid in ("", d.pod_uid)))
     if not sources:
         return (), _nothing(observed, wanted)
+    rigid = _on(observed, wanted.source_node, lambda d: bool(uid and d.pod_uid == uid and not d.migratable))
+    if rigid:
+        device, others = rigid[0], len(sources) + len(rigid) - 1
+        return (), Failure(
+            Reason.DEVICE_NOT_MIGRATABLE,
+            f"spec.source: {_whose(wanted)} has device {device.address}, which cannot migrate: "
+            f"{device.message or 'its driver does not implement VFIO migration'}; a pod's devices move together or not "
+            f"at all, and it has {others} more",
+        )
     if len(sources) > MAX_PAIRS:
         return (), Failure(
             Reason.UNSUPPORTED_SPEC,
-            f"spec.source: node {wanted.source_node} has {len(sources)} migratable devices in use, one migration takes "
+            f"spec.source: {_whose(wanted)} has {len(sources)} migratable devices in use, one migration takes "
             f"at most {MAX_PAIRS}: name some of them in spec.devices",
         )
     free = _on(observed, wanted.target_node, lambda d: not _why_not(observed, d))
-    chosen = _assign(sources, free)
-    names = _names([source.address for source in sources])
+    chosen = assign(sources, free)
+    names = address_names([source.address for source in sources])
     for source in sources:
         if source.address not in chosen:
             return (), _no_target(observed, wanted, source, len(sources))
     return tuple(
         Pair(names[s.address], s.node, s.address, chosen[s.address].node, chosen[s.address].address) for s in sources
     ), None
+
+
+def _whose(wanted: Shorthand) -> str:
+    return f"pod {wanted.pod} on node {wanted.source_node}" if wanted.pod else f"node {wanted.source_node}"
 
 
 def _on(observed: Observed, node: str, fits: Callable[[DeviceRecord], bool]) -> list[DeviceRecord]:
@@ -56,7 +70,8 @@ def kind(device: DeviceRecord) -> tuple[str, str, int]:
     return device.driver, device.model, device.flags.value
 
 
-def _assign(sources: Sequence[DeviceRecord], free: Sequence[DeviceRecord]) -> dict[str, DeviceRecord]:
+def assign(sources: Sequence[DeviceRecord], free: Sequence[DeviceRecord]) -> dict[str, DeviceRecord]:
+    """Source address -> the free device that it gets; those for which there is none are left out."""
     left = {device.address: device for device in free}
     chosen: dict[str, DeviceRecord] = {}
     for source in sources:
@@ -85,7 +100,7 @@ def _why_not(observed: Observed, device: DeviceRecord) -> str:
     return ""
 
 
-def _names(addresses: Sequence[str]) -> dict[str, str]:
+def address_names(addresses: Sequence[str]) -> dict[str, str]:
     """A pair name for each address: the address as a DNS label, with a number if two would be the same."""
     taken: set[str] = set()
     names = {}
@@ -102,12 +117,18 @@ def _names(addresses: Sequence[str]) -> dict[str, str]:
 
 def _nothing(observed: Observed, wanted: Shorthand) -> Failure:
     there = _on(observed, wanted.source_node, lambda _d: True)
-    why = [f"{d.address}: {'not open' if d.migratable else d.message or 'it cannot migrate'}" for d in there]
+    why = [f"{d.address}: {_unused(wanted, d)}" for d in there]
     return Failure(
         Reason.NOTHING_TO_MIGRATE,
-        f"spec.source: node {wanted.source_node} has no migratable device in use{_listed(observed, why)}; "
+        f"spec.source: {_whose(wanted)} has no migratable device in use{_listed(observed, why)}; "
         "`kubectl get vfd` lists what there is",
     )
+
+
+def _unused(wanted: Shorthand, device: DeviceRecord) -> str:
+    if not device.migratable:
+        return device.message or "it cannot migrate"
+    return f"used by {device.holder}" if device.holder and wanted.pod else "not open"
 
 
 def _no_target(observed: Observed, wanted: Shorthand, source: DeviceRecord, count: int) -> Failure:

@@ -12,12 +12,13 @@ from vfio_api.models_migration import Mode
 from vfio_api.models_status import Phase
 from vfio_api.names import AGENT_PREFIX
 from vfio_api.types import Failure, Goal, Outcome, Role
-from vfio_operator.actions import Authorize, Finish, Plan, Step
-from vfio_operator.conditions import all_reached, sources_run, target_lost
+from vfio_operator.actions import AskTurn, Authorize, FindPod, Finish, Look, Plan, Step
+from vfio_operator.conditions import all_reached, pods_failure, sources_run, target_lost
 from vfio_operator.forecast import forecast, not_acknowledged, planned
 from vfio_operator.observed import Observed, Pair
 from vfio_operator.resolve import resolve
 from vfio_operator.steps import FORWARD, LOST, REHEARSAL, REHEARSAL_BACK, ROLLBACK
+from vfio_operator.turns import Turn
 
 # Right after an election agents have not dialled yet; right after another migration the inventory may still show who
 # held a device before: these refusals may be premature.
@@ -41,7 +42,7 @@ def plan(observed: Observed) -> Plan:
     if early is not None:
         return early
     if observed.exhausted:
-        return _give_up(observed)
+        return _pods_first(observed) or _give_up(observed)
     for step in ladder(observed):
         if not step.done(observed):
             return Plan(
@@ -73,13 +74,19 @@ def _validate(observed: Observed) -> Plan | None:
         return _refused(named, observed.forbidden)
     if observed.authorized is None and not observed.wish.unsupported:
         return _authorize(observed, ())
+    if observed.wish.moves_pod and observed.forbidden is not None:
+        # who may not move the pod is not told what there is of it
+        return _refused((), observed.forbidden)
+    if observed.wish.moves_pod and not observed.move.looked and not observed.wish.unsupported:
+        return Plan("FindPod", Phase.PENDING, (FindPod(),), "looking for the pod", observed.limits.api_seconds)
     found = resolve(observed)
     refused = found.failure
     waits = _await_agents(observed, refused)
     if waits is not None:
         return waits
     if refused is not None and _premature(observed, refused):
-        return Plan("AwaitInventory", Phase.PENDING, (), f"waiting for the inventory: {refused.message}")
+        actions = (Look(observed.named_nodes & observed.connected),)
+        return Plan("AwaitInventory", Phase.PENDING, actions, f"waiting for the inventory: {refused.message}")
     if refused is None and observed.authorized != found.pairs:
         return _authorize(observed, found.pairs)
     refused = refused or observed.forbidden
@@ -90,7 +97,15 @@ def _validate(observed: Observed) -> Plan | None:
         count = f"{len(found.pairs)} pair{'s' if len(found.pairs) != 1 else ''}"
         sentence = f"{count} can migrate; forecast downtime {planned(observed, found.pairs)}"
         return Plan("Planned", Phase.SUCCEEDED, (Finish(Phase.SUCCEEDED),), sentence, pairs=found.pairs)
+    if observed.turn.position:
+        return Plan("AwaitTurn", Phase.PENDING, (AskTurn(found.pairs),), _queued(observed.turn))
     return None
+
+
+def _queued(turn: Turn) -> str:
+    if not turn.waiting:
+        return "asking whether there is room to run"
+    return f"queued: number {turn.position} of {turn.waiting}: {turn.why}"
 
 
 def _await_agents(observed: Observed, refused: Failure | None) -> Plan | None:
@@ -102,7 +117,7 @@ def _await_agents(observed: Observed, refused: Failure | None) -> Plan | None:
         leaving = leaving - observed.connected
     else:
         return None
-    ending = ", ".join(sorted(observed.wish.nodes & leaving))
+    ending = ", ".join(sorted(observed.named_nodes & leaving))
     sentence = f"waiting for the next vfio-agent of {ending}: the present one is being replaced"
     return Plan("AwaitAgents", Phase.PENDING, (), sentence) if ending else None
 
@@ -159,6 +174,8 @@ def first_failure(observed: Observed) -> Failure | None:
     outranks everything. What fails on the way back is not what it began with.
     """
     found = [observed.failure] if observed.failure is not None else []
+    if observed.switchover.decision is None and (ended := pods_failure(observed)) is not None:
+        found.append(ended)
     for participant in observed.participants:
         report = participant.report
         if report is None or report.failure is None:
@@ -220,6 +237,17 @@ def not_converged(observed: Observed) -> Failure:
     )
 
 
+def _pods_first(observed: Observed) -> Plan | None:
+    """What is to be done with the pods whatever else is given up: who has the workload's state must not end by it."""
+    committed = observed.switchover.decision is Outcome.COMMIT
+    names = ("KeepPod", "SwitchPods") if committed else ("ReleasePods",)
+    steps = [step for step in (FORWARD if committed else ROLLBACK) if step.name in names]
+    step = next((step for step in steps if not step.done(observed)), None)
+    if step is None:
+        return None
+    return Plan(step.name, step.phase, step.actions(observed), _sentence(step, observed))
+
+
 def _give_up(observed: Observed) -> Plan:
     gone = target_lost(observed)
     if gone is not None:  # that what is left of the targets runs is no success
@@ -236,7 +264,7 @@ def _give_up(observed: Observed) -> Plan:
         end = Phase.CANCELLED if _cancelled(observed) else Phase.FAILED
         return Plan("GiveUp", end, (Finish(end, cause),), cause.message)
     failure = Failure(
-        cause.reason if cause and cause.reason is Reason.SOURCE_STATE_LOST else lost,
+        cause.reason if cause and cause.reason in (Reason.SOURCE_STATE_LOST, Reason.RESUME_FAILED) else lost,
         f"given up after repeated failures: {cause.message if cause else 'no report'}",
         cause.device if cause else "",
         cause.arc if cause else "",

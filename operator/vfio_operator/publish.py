@@ -1,7 +1,8 @@
 """Writes status and Events of one migration: the newest wins, off the critical path, Events after the status."""
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -17,6 +18,8 @@ from vfio_operator.status import Json, Measured
 
 log = structlog.get_logger()
 PROGRESS_SECONDS = 0.5
+EACH_SECONDS = 0.05  # times how many run: all together they tell of their progress so often
+QUEUED_SECONDS = 0.05  # times how many wait: all together they write that often where they stand
 # In these steps the workload is down: nothing is written that can wait.
 QUIET_STEPS = frozenset({"BarrierA", "BarrierB", "Vote", "Decide", "BarrierC", "BarrierD"})
 ANNOUNCED: dict[str, tuple[EventReason, str]] = {
@@ -33,15 +36,23 @@ ANNOUNCED: dict[str, tuple[EventReason, str]] = {
 
 
 class Publisher:
-    """The status and Events of `key`."""
+    """The status and Events of `key`. running: how many migrations run, who all want to tell of their progress."""
 
     def __init__(
-        self, api: OperatorApi, metrics: OperatorMetrics, key: MigrationKey, body: Mapping[str, Any], trace_id: str
+        self,
+        api: OperatorApi,
+        metrics: OperatorMetrics,
+        key: MigrationKey,
+        body: Mapping[str, Any],
+        trace_id: str,
+        running: Callable[[], int],
     ):
         self._api, self._metrics, self._key, self._trace_id = api, metrics, key, trace_id
+        self._running = running
         self._written: Json = dict(body.get("status", {}))
         self._offered: tuple[Observed, Plan, Measured] | None = None
         self._announced: set[str] = set()
+        self._hurry = asyncio.Event()  # what is offered is no place in the queue
         self._due: list[tuple[str, str]] = []
         self._task: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
@@ -52,6 +63,8 @@ class Publisher:
         if planned.step in QUIET_STEPS or self._closed:
             return
         self._offered = observed, planned, measured
+        if not observed.turn.waiting:
+            self._hurry.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
 
@@ -76,36 +89,51 @@ class Publisher:
         async with self._writing:
             return
 
-    async def write_last(self, observed: Observed, planned: Plan, measured: Measured) -> None:
-        """The terminal status: nothing that was offered before may be written after it."""
+    async def write_last(self, observed: Observed, planned: Plan, measured: Measured) -> Json | None:
+        """The terminal status: nothing that was offered before may be written after it.
+
+        Returns the object as it is stored; None if this very status was written before.
+        """
         self._closed = True
-        await self._write(observed, planned, measured)
+        return await self._write(observed, planned, measured)
 
     async def _drain(self) -> None:
+        if (pace := self._pace()) > PROGRESS_SECONDS:  # among many, most of this is superseded soon
+            await asyncio.sleep(pace)
         while self._offered is not None:
             (observed, planned, measured), self._offered = self._offered, None
             try:
                 await self.write(observed, planned, measured)
             except API_ERRORS as error:
                 log.warning("status not written", migration=str(self._key), error=brief(error))
-            await asyncio.sleep(PROGRESS_SECONDS)
+            await asyncio.sleep(self._pace())
+            self._hurry.clear()
+            if observed.turn.waiting and (self._offered is None or self._offered[0].turn.waiting):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), observed.turn.waiting * QUEUED_SECONDS)
+
+    def _pace(self) -> float:
+        """Seconds between two writes of what can wait."""
+        return max(PROGRESS_SECONDS, self._running() * EACH_SECONDS)
 
     async def write(self, observed: Observed, planned: Plan, measured: Measured) -> None:
         """Write the status now if it differs from the last one written; not after the last one."""
         if not self._closed:
             await self._write(observed, planned, measured)
 
-    async def _write(self, observed: Observed, planned: Plan, measured: Measured) -> None:
+    async def _write(self, observed: Observed, planned: Plan, measured: Measured) -> Json | None:
+        stored = None
         # the lock makes a write that is under way end before the next one begins
         async with self._writing:
             made = status.build(observed, planned, measured, now(), self._written, self._trace_id)
             if made != self._written:
-                await self._api.apply_status(self._key, made)
+                stored = await self._api.apply_status(self._key, made)
                 self._metrics.api_writes.labels("status").inc()
                 self._written = made
             due, self._due = self._due, []
         for reason, message in due:
             await self._event(reason, message, warning=reason == EventReason.ROLLING_BACK)
+        return stored
 
     def milestone(self, planned: Plan) -> None:
         """The plan has come to another step: its Event, if it has one, goes out after the next status write."""

@@ -154,6 +154,24 @@ def verdict(requester: Requester, devices: Sequence[Wanted], permissions: Permis
     )
 
 
+def pod_verdict(requester: Requester, namespace: str, pod: str, delete: Access, create: Access) -> Failure | None:
+    """Why the requester may not have this pod moved: it is deleted, and another created. None if it may do both."""
+    user, name = shown(requester.username), f"{namespace}/{pod}"
+    for verb, what, access, why in (
+        ("delete", f"pods/{pod}", delete, f"may not delete pod {name}, and a pod that is moved is deleted in the end"),
+        ("create", "pods", create, f"may not create pods in namespace {namespace}, and pod {name} gets a counterpart"),
+    ):
+        if not access.allowed:
+            return Failure(
+                Reason.FORBIDDEN_POD,
+                f"spec.source: user {user} {why}: the verb {verb} on {what} in namespace {namespace} is missing"
+                f"{f' ({access.note})' if access.note else ''}; check with `kubectl auth can-i {verb} {what} "
+                f"-n {namespace} --as={shlex.quote(user)}`, have a role with that verb bound, then delete and create "
+                "the migration again",
+            )
+    return None
+
+
 def shown(name: str) -> str:
     """A user's name for a message: one line, of bounded length."""
     text = "".join(c if c.isprintable() else "?" for c in name[: SHOWN_CHARACTERS + 1])

@@ -30,6 +30,8 @@ def resolve(observed: Observed) -> Resolution:
     """The pairs, and why they cannot be migrated if so. Looks only at the inventory and the spec."""
     if observed.wish.unsupported:
         return Resolution((), (Failure(Reason.UNSUPPORTED_SPEC, observed.wish.unsupported),))
+    if observed.policy_conflict is not None:
+        return Resolution((), (observed.policy_conflict,))
     pairs, failure = observed.wish.pairs, None
     if observed.wish.shorthand is not None:
         pairs, failure = _short(observed, observed.wish.shorthand)
@@ -40,11 +42,60 @@ def resolve(observed: Observed) -> Resolution:
 
 
 def _short(observed: Observed, wanted: Shorthand) -> tuple[tuple[Pair, ...], Failure | None]:
+    if wanted.pod:
+        failure = _pod(observed, wanted.pod)
+        if failure is not None or observed.move.source is None:
+            return (), failure
+        wanted = replace(wanted, source_node=observed.move.source.node)
+    if wanted.target_pod:
+        failure = _target_pod(observed, wanted.target_pod)
+        if failure is not None or observed.move.target is None:
+            return (), failure
+        wanted = replace(wanted, target_node=observed.move.target.node)
     for end, node in (("source", wanted.source_node), ("target", wanted.target_node)):
         failure = _node(observed, f"spec.{end}", end, node, "")
         if failure is not None:
             return (), failure
     return pair_up(observed, wanted)
+
+
+def _pod(observed: Observed, name: str) -> Failure | None:
+    """Why the source pod cannot be moved."""
+    pod, where = observed.move.source, f"spec.source: pod {observed.key.namespace}/{name}"
+    if pod is None:
+        return Failure(Reason.UNKNOWN_POD, f"{where} does not exist; `kubectl get pods -o wide` lists what there is")
+    if pod.deleted or pod.phase != "Running" or not pod.node:
+        found = "is being deleted" if pod.deleted else f"is {pod.phase} on node {pod.node or 'none'}"
+        return Failure(Reason.UNKNOWN_POD, f"{where} {found}: only a pod that runs can be moved")
+    # one that ended without having tidied up keeps nobody from moving it
+    if pod.migration in observed.active - {observed.key.uid}:
+        return Failure(
+            Reason.POD_NOT_MOVABLE,
+            f"{where} is part of another migration (UID {pod.migration}); wait for that to finish, or cancel it",
+        )
+    return observed.move.refused
+
+
+def _target_pod(observed: Observed, name: str) -> Failure | None:
+    """Why the pod that the user made cannot be the counterpart."""
+    pod, where = observed.move.target, f"spec.target: pod {observed.key.namespace}/{name}"
+    short = observed.wish.shorthand
+    if short is not None and short.pod == name:
+        return Failure(
+            Reason.SOURCE_EQUALS_TARGET,
+            f"{where} is the source as well; name another pod, or a node in target.nodeName",
+        )
+    if pod is not None and pod.migration and pod.migration != observed.key.uid:
+        return Failure(
+            Reason.TARGET_POD_FAILED,
+            f"{where} is part of another migration (UID {pod.migration}); wait for that to finish, or name another pod",
+        )
+    if pod is None:
+        return Failure(Reason.TARGET_POD_FAILED, f"{where} does not exist; `kubectl get pods` lists what there is")
+    if pod.deleted or not pod.running:
+        found = "is being deleted" if pod.deleted else f"does not run: {pod.trouble or pod.unscheduled or pod.phase}"
+        return Failure(Reason.TARGET_POD_FAILED, f"{where} {found}; look at kubectl describe pod")
+    return None
 
 
 def _ends(observed: Observed) -> Iterator[tuple[str, str, str, str]]:
@@ -84,6 +135,13 @@ def _nodes(observed: Observed) -> Iterator[Failure]:
 
 
 def _node(observed: Observed, what: str, end: str, node: str, pair: str) -> Failure | None:
+    if end == "target" and node in observed.emptied:
+        return Failure(
+            Reason.NODE_BEING_EMPTIED,
+            f"{what}: target node {node} is being emptied by a VFIOEvacuation; choose another one, or wait for its end "
+            "(kubectl get vfe)",
+            pair,
+        )
     if node in observed.connected:
         return None
     if node not in observed.nodes:
@@ -151,6 +209,39 @@ def _holders(observed: Observed) -> Iterator[Failure]:
             )
 
 
+def _running(observed: Observed) -> Iterator[Failure]:
+    """A source that was moved away stays as it was stopped: what it would give is older than what runs elsewhere."""
+    for pair, source, _target in _both(observed):
+        if source.pod_uid and source.state and source.state != "RUNNING":
+            yield Failure(
+                Reason.SOURCE_NOT_HELD,
+                f"pair {pair.name}: source device {source.address} on node {source.node} is in {source.state}, not in "
+                f"RUNNING: it was moved away, or its pod {source.pod} has stopped it; end that pod first",
+                pair.name,
+            )
+
+
+def _whole_pods(observed: Observed) -> Iterator[Failure]:
+    """The devices of a pod may do P2P among themselves: they move together or not at all."""
+    named = {(pair.source_node, pair.source_device) for pair in observed.wish.pairs}
+    for pair, source, _target in _both(observed):
+        if not source.pod_uid:
+            continue
+        left = [
+            record.address
+            for (node, address), record in sorted(observed.inventory.items())
+            if node == source.node and record.pod_uid == source.pod_uid and (node, address) not in named
+        ]
+        if left:
+            yield Failure(
+                Reason.POD_DEVICES_SPLIT,
+                f"pair {pair.name}: device {source.address} on node {source.node} is used by pod {source.pod}, which "
+                f"also has {', '.join(left)}: devices of one pod move together; name these, too, or use "
+                "spec.source.podName",
+                pair.name,
+            )
+
+
 def _compatible(observed: Observed) -> Iterator[Failure]:
     for pair, source, target in _both(observed):
         for attribute, ours, theirs in (
@@ -203,6 +294,8 @@ CHECKS: tuple[Callable[[Observed], Iterator[Failure]], ...] = (
     _nodes,
     _devices,
     _holders,
+    _running,
+    _whole_pods,
     _compatible,
     _p2p,
     _pre_copy,

@@ -12,11 +12,11 @@ from vfio_api.reasons import EventReason as E
 from vfio_api.types import DeviceReport, Failure, Goal, Outcome, Role
 from vfio_operator.actions import Finish, Plan
 from vfio_operator.forecast import Forecast, not_acknowledged, planned, within_limit
-from vfio_operator.observed import Observed, has_reached
+from vfio_operator.observed import Observed, Strategy, has_reached
 
 Json = dict[str, Any]
 MAX_FEASIBILITY_MESSAGE = 256
-UNCHECKED = (Reason.FORBIDDEN_DEVICE, Reason.REQUESTER_UNKNOWN)
+UNCHECKED = (Reason.FORBIDDEN_DEVICE, Reason.FORBIDDEN_POD, Reason.REQUESTER_UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,11 @@ class Measured:
     def predicted(self) -> int | None:
         """The newest forecast's total in microseconds."""
         return self.forecast.total if self.forecast is not None else self.earlier
+
+    @property
+    def left_bytes(self) -> int | None:
+        """What the newest forecast says that is left to be sent by the node that takes longest for it."""
+        return self.forecast.size_bytes if self.forecast is not None else None
 
 
 def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: Json, trace_id: str = "") -> Json:
@@ -72,6 +77,14 @@ def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: 
         ],
         "progress": _progress(observed, phase),
     }
+    if observed.policy:
+        status["policy"] = observed.policy
+    if observed.pairs or finish:
+        status["strategy"] = _strategy(observed.wish.strategy)
+    if plan.step == "AwaitTurn" and observed.turn.waiting:
+        status["queuePosition"] = observed.turn.position
+    if (workload := _workload(observed, before)) is not None:
+        status["workload"] = workload
     if observed.switchover.decision is not None:
         status["decision"] = {
             "outcome": observed.switchover.decision.value,
@@ -90,6 +103,36 @@ def build(observed: Observed, plan: Plan, measured: Measured, now: str, before: 
     if finish and observed.wish.mode is Mode.PLAN:
         status["feasibility"] = _feasibility(plan)
     return status
+
+
+def _strategy(strategy: Strategy) -> Json:
+    made: Json = {
+        "downtimeLimitMilliseconds": strategy.downtime_limit_milliseconds,
+        "preCopy": strategy.pre_copy,
+        "convergenceTimeoutSeconds": strategy.convergence_timeout_seconds,
+        "onConvergenceTimeout": "Switchover" if strategy.switch_over_on_timeout else "Abort",
+        "switchoverAck": strategy.switchover_ack,
+        "switchoverTimeoutSeconds": strategy.switchover_timeout_seconds,
+    }
+    limit = strategy.bandwidth_limit_bytes_per_second
+    return made | ({"bandwidthLimitBytesPerSecond": limit} if limit else {})
+
+
+def _workload(observed: Observed, before: Json) -> Json | None:
+    """The pods as they are known; what was known of one that has gone stays."""
+    if not observed.wish.moves_pod:
+        return None
+    said: Json = before.get("workload") or {}
+    move = observed.move
+    made: Json = {}
+    for key, pod in (("sourcePod", move.source), ("targetPod", move.target)):
+        if pod is not None:
+            made[key] = {"name": pod.name, "uid": pod.uid} | ({"nodeName": pod.node} if pod.node else {})
+        elif key in said:
+            made[key] = said[key]
+    if observed.pairs and move.counterpart and "targetPod" not in made:
+        made["targetPod"] = {"name": move.counterpart}  # before it is made: who leads next finds it by that
+    return made if "sourcePod" in made else None
 
 
 def _feasibility(plan: Plan) -> list[Json]:

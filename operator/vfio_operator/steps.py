@@ -15,10 +15,14 @@ from vfio_operator.actions import (
     Claim,
     CreateSwitchover,
     Decide,
+    KeepPod,
     PersistFailure,
     PersistPairs,
     PersistRehearsal,
+    ReleasePods,
+    StartTargetPod,
     Step,
+    SwitchPods,
     Unclaim,
 )
 from vfio_operator.conditions import (
@@ -31,6 +35,8 @@ from vfio_operator.conditions import (
     may_switch_over,
     p2p_restored,
     p2p_started,
+    pod_kept,
+    pods_done,
     prepare_seconds,
     quiescent,
     ready_again,
@@ -39,9 +45,11 @@ from vfio_operator.conditions import (
     reload,
     resend,
     rest_reached,
+    source_ends_seconds,
     stopped,
     switchover_seconds,
     target_lost,
+    target_pod_runs,
     targets_blank,
     tell,
     tell_rest,
@@ -74,6 +82,14 @@ FORWARD: tuple[Step, ...] = (
         lambda o: (Claim(claimed_devices(o)),),
         "reserving {pairs} device pairs",
         api_seconds,
+    ),
+    Step(
+        "TargetPod",
+        _P.PREPARING,
+        target_pod_runs,
+        lambda o: () if o.move.made else (StartTargetPod(),),
+        "starting the counterpart of the pod on {targets}",
+        lambda o: o.limits.target_pod_seconds,
     ),
     Step(
         "PrepareSources",
@@ -170,12 +186,41 @@ FORWARD: tuple[Step, ...] = (
         prepare_seconds,
     ),
     Step(
+        "KeepPod",
+        _P.STARTING,
+        pod_kept,
+        lambda _o: (KeepPod(),),
+        "the counterpart is kept, whatever becomes of this object",
+    ),
+    Step(
+        "AwaitReady",
+        _P.STARTING,
+        lambda o: pods_done(o) or o.move.waited or o.move.target is None or o.move.target.ready,
+        lambda _o: (),
+        "the counterpart is to become ready",
+    ),
+    Step(
+        "SwitchPods",
+        _P.STARTING,
+        pods_done,
+        lambda _o: (SwitchPods(),),
+        "the counterpart takes the pod's place",
+    ),
+    Step(
         "ReleaseSources",
         _P.STARTING,
         all_reached(_S, Goal.RELEASED),
         tell(_S, Goal.RELEASED),
         "releasing the sources",
         release_seconds,
+    ),
+    Step(
+        "SourceEnds",
+        _P.STARTING,
+        lambda o: not o.wish.moves_pod or o.move.source is None,
+        lambda _o: (),
+        "the source pod ends",
+        source_ends_seconds,
     ),
     Step(
         "ReleaseTargets",
@@ -218,6 +263,14 @@ ROLLBACK: tuple[Step, ...] = (
         recorded,
         lambda o: (PersistFailure(o.failure),) if o.failure else (),
         "recording why: {failure}",
+        api_seconds,
+    ),
+    Step(
+        "ReleasePods",
+        _P.ROLLING_BACK,
+        pods_done,
+        lambda _o: (ReleasePods(),),
+        "deleting the counterpart: {failure}",
         api_seconds,
     ),
     Step(
@@ -268,6 +321,7 @@ LOST: tuple[Step, ...] = (
             ),
         )
     ),
+    replace(_LADDER["SwitchPods"], sentence="the state is lost: the counterpart takes the pod's place"),
     replace(_LADDER["ReleaseSources"], sentence="the state is lost: releasing the sources"),
     _LADDER["Unclaim"],
 )
@@ -290,6 +344,7 @@ REHEARSAL_BACK: tuple[Step, ...] = tuple(
     replace(_BACK[name], name=called, phase=_P.PRE_COPY, sentence=sentence)
     for name, called, sentence in (
         ("Restore", "LeavePreCopy", "rehearsed: sources leave pre-copy on {sources}"),
+        ("ReleasePods", "ReleasePods", "rehearsed: deleting the counterpart of the pod"),
         ("BlankTargets", "BlankTargets", "rehearsed: resetting the targets"),
         ("EndSources", "EndSources", "rehearsed: ending the source sessions"),
         ("Unclaim", "Unclaim", "rehearsed: dropping the claims"),

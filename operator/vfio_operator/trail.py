@@ -27,8 +27,9 @@ from vfio_api.spans import (
     short,
     trace_id,
 )
-from vfio_api.types import MigrationKey, Role
+from vfio_api.types import Goal, MigrationKey, Role
 from vfio_operator.actions import Finish, Plan, Send
+from vfio_operator.conditions import stopped
 from vfio_operator.observed import Observed, has_reached
 
 MAX_SPANS = 4096  # kept at once; what is more is counted and lost
@@ -178,7 +179,9 @@ class Trail:
             heard = report is not None and (report.epoch, report.sequence) >= told.number
             if heard and report is not None and report.failure is not None:
                 self._say(told, moment, report.failure.message)
-            elif heard and has_reached(participant, told.action.goal):
+            elif (heard and has_reached(participant, told.action.goal)) or (
+                told.action.goal is Goal.STOP_COPY and stopped(observed)  # told by the votes, before its own report
+            ):
                 self._say(told, moment, "")
             else:
                 continue

@@ -15,6 +15,7 @@ class Wait(StrEnum):
 
     API_SERVER = "ApiServer"
     INVENTORY = "Inventory"
+    TURN = "Turn"
     CLAIMS = "Claims"
     RESTART = "Restart"
 
@@ -22,10 +23,12 @@ class Wait(StrEnum):
 # step of the plan -> what it waits for
 WAITS = {
     "Authorize": Wait.API_SERVER,
+    "FindPod": Wait.API_SERVER,
     "AddFinalizer": Wait.API_SERVER,
     "PersistPairs": Wait.API_SERVER,
     "AwaitInventory": Wait.INVENTORY,
     "AwaitAgents": Wait.INVENTORY,
+    "AwaitTurn": Wait.TURN,
     "Claim": Wait.CLAIMS,
 }
 
@@ -46,9 +49,10 @@ class Underway:
 
     def at(self, uid: str, phase: Phase, step: str) -> None:
         """A migration has come to a step of the plan."""
-        before = self._places.get(uid)
-        since = before.since if before is not None and before.phase is phase else self._clock()
-        self._places[uid] = _Place(phase, since, WAITS.get(step))
+        before, wait = self._places.get(uid), WAITS.get(step)
+        stays = before is not None and before.phase is phase and (before.wait is Wait.TURN) == (wait is Wait.TURN)
+        since = before.since if before is not None and stays else self._clock()
+        self._places[uid] = _Place(phase, since, wait)
 
     def failed(self, uid: str) -> None:
         """The task of a migration ended on a bug and will be started again."""
@@ -67,9 +71,10 @@ class Underway:
         return sum(1 for place in tuple(self._places.values()) if place.phase is phase)
 
     def oldest(self, phase: Phase) -> float:
-        """Seconds for which the longest of them has been in a phase; 0 if none is."""
-        now = self._clock()
-        return max((now - place.since for place in tuple(self._places.values()) if place.phase is phase), default=0.0)
+        """Seconds for which the longest has been in a phase, 0 if none is. Who waits for its turn does not count."""
+        now, places = self._clock(), tuple(self._places.values())
+        ages = (now - each.since for each in places if each.phase is phase and each.wait is not Wait.TURN)
+        return max(ages, default=0.0)
 
     def waiting(self, wait: Wait) -> int:
         """How many wait for this."""
