@@ -13,6 +13,7 @@ from typer import completion as completions
 from vfio_cli.bundles import bundled
 from vfio_cli.problems import FAILED, INTERRUPTED, USAGE, UserError
 from vfio_cli.run_doctor import doctor
+from vfio_cli.run_evacuate import evacuate
 from vfio_cli.run_lists import devices, history, nodes, version
 from vfio_cli.run_migrate import cancel, migrate, plan, rehearse
 from vfio_cli.run_watch import explain, timeline, watch
@@ -22,13 +23,17 @@ COMPLETE, DEBUG = "_KUBECTL_VFIO_COMPLETE", "VFIO_DEBUG"
 _completions: Any = completions  # it does not say what it exports
 app = typer.Typer(
     name=PLUGIN,
-    help="Migrate VFIO devices between nodes, and see how it goes.",
+    help="Migrate VFIO devices, and pods with them, between nodes, and see how it goes.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (migrate, plan, rehearse, watch, timeline, explain, devices, nodes, cancel, history, doctor, version):
+COMMANDS = (
+    *(migrate, plan, rehearse, evacuate, watch, timeline, explain),
+    *(devices, nodes, cancel, history, doctor, version),
+)
+for command in COMMANDS:
     app.command()(bundled(command))
 
 

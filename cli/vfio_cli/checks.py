@@ -4,11 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
-from typing import Any
 
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.models import RESOURCES, VFIODevice
+from vfio_api.models_evacuation import VFIOEvacuation
 from vfio_api.names import (
     ADDRESS_ANNOTATION,
     AGENT_SERVICE_ACCOUNT,
@@ -19,12 +18,12 @@ from vfio_api.names import (
     LEASE_NAME,
     REQUESTER_POLICY,
 )
+from vfio_cli.checks_of_moving import of_migration_policies, of_webhook
 from vfio_cli.fields import Json, age_text, moment
+from vfio_cli.findings import BY_OTHERS, FORBIDDEN, UPGRADE, Finding, Found, Level, unseen
 from vfio_cli.lists import is_ready
 from vfio_cli.problems import UserError
 
-# An object, None if there is none, or why it could not be read.
-Found = Mapping[str, Any] | UserError | None
 OPERATOR, AGENT, KEEPER = "vfio-operator", "vfio-agent", "vfio-keeper"
 MUTATING_POLICIES = (REQUESTER_POLICY,)
 VALIDATING_POLICIES = (
@@ -37,31 +36,10 @@ VALIDATING_POLICIES = (
     "vfio-migration-switchovers",
 )
 ENFORCE = "pod-security.kubernetes.io/enforce"
-_UPGRADE = "install the chart anew: helm upgrade"
 # A Lease is renewed well within its time; the clocks of operator and API server may differ a little.
 _LATE_LEASES = 2
-DEVICE_VIEWER_ROLE = "vfio-device-viewer"  # of the chart
-_FORBIDDEN, _FEW = 403, 2
-_BY_OTHERS = "have an administrator run kubectl vfio doctor, or helm test --logs"
-
-
-class Level(StrEnum):
-    """How bad it is. Failed: nothing can be migrated, or not safely."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the doctor; next_step is empty if all is well. unseen: it could not be looked at, for its reason."""
-
-    level: Level
-    subject: str
-    text: str
-    next_step: str = ""
-    unseen: UserError | None = None
+DEVICE_VIEWER_ROLE, FLEET_ADMIN_ROLE = "vfio-device-viewer", "vfio-fleet-admin"  # of the chart
+_FEW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +70,8 @@ class Installation:
     pods: Sequence[Json] | UserError
     nodes: Sequence[Json] | UserError
     devices: Sequence[Json] | UserError
+    migration_policies: Sequence[Json] | UserError
+    webhook: Found
     rights: Sequence[Right]
     operator_namespace: str
     agent_namespace: str
@@ -121,12 +101,12 @@ def _checks(found: Installation) -> list[Finding]:
     made.append(_judged(f"Lease {operator}{LEASE_NAME}", found.lease, lambda lease: _lease(lease, found.now)))
     made.append(_judged(f"ConfigMap {operator}{CA_CONFIGMAP}", found.ca, _ca))
     made += [_judged(f"DaemonSet {agents}{name}", found.workloads[name], _daemonset) for name in (KEEPER, AGENT)]
-    return [*made, *_agents(found)]
+    return [*made, *_agents(found), *of_migration_policies(found.migration_policies), of_webhook(found.webhook)]
 
 
 def _folded(made: Sequence[Finding]) -> Iterator[Finding]:
     """The findings, those that the caller has no right to look at in one."""
-    forbidden = [finding for finding in made if finding.unseen is not None and finding.unseen.status == _FORBIDDEN]
+    forbidden = [finding for finding in made if finding.unseen is not None and finding.unseen.status == FORBIDDEN]
     if len(forbidden) < _FEW:
         yield from made
         return
@@ -134,7 +114,7 @@ def _folded(made: Sequence[Finding]) -> Iterator[Finding]:
     kinds = Counter(finding.subject.split()[0] for finding in forbidden)
     listed = ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in kinds.items())
     text = f"could not be looked at, since you may not read them: {listed}"
-    yield Finding(Level.WARNING, f"{len(forbidden)} checks", text, _BY_OTHERS)
+    yield Finding(Level.WARNING, f"{len(forbidden)} checks", text, BY_OTHERS)
 
 
 def _too_little(made: Sequence[Finding]) -> Iterator[Finding]:
@@ -142,22 +122,17 @@ def _too_little(made: Sequence[Finding]) -> Iterator[Finding]:
     seen = sum(1 for finding in made if finding.unseen is None)
     if 2 * seen < len(made):
         text = f"only {seen} of {len(made)} checks could be made: nothing is said of whether the installation is sound"
-        yield Finding(Level.FAILED, "the whole", text, _BY_OTHERS)
+        yield Finding(Level.FAILED, "the whole", text, BY_OTHERS)
 
 
 def _judged(subject: str, found: Found, judge: Callable[[Json], Finding]) -> Finding:
     """What there is, judged; or that it is not there, or could not be read."""
     if isinstance(found, UserError):
-        return _unseen(subject, found)
+        return unseen(subject, found)
     if found is None:
-        next_step = f"{_UPGRADE}, or correct --operator-namespace/--agent-namespace"
+        next_step = f"{UPGRADE}, or correct --operator-namespace/--agent-namespace"
         return Finding(Level.FAILED, subject, "is not there", next_step)
     return replace(judge(found), subject=subject)
-
-
-def _unseen(subject: str, why: UserError, text: str = "could not be looked at") -> Finding:
-    next_step = _BY_OTHERS if why.status == _FORBIDDEN else why.next_step
-    return Finding(Level.WARNING, subject, f"{text}: {why.found}", next_step, why)
 
 
 def _good(text: str) -> Finding:
@@ -185,15 +160,15 @@ def _crd(crd: Json) -> Finding:
 def _policy(subject: str, name: str, policy: Found, binding: Found, *, deny: bool) -> Finding:
     def judge(body: Json) -> Finding:
         if isinstance(binding, UserError):
-            return _unseen("", binding, "is there; its binding could not be looked at")
+            return unseen("", binding, "is there; its binding could not be looked at")
         if binding is None or binding["spec"].get("policyName") != name:
-            return _bad("is bound to nothing, so it has no effect", _UPGRADE)
+            return _bad("is bound to nothing, so it has no effect", UPGRADE)
         actions = binding["spec"].get("validationActions", [])
         if deny and "Deny" not in actions:
-            return _bad(f"is bound with {', '.join(actions)}, without Deny", _UPGRADE)
+            return _bad(f"is bound with {', '.join(actions)}, without Deny", UPGRADE)
         warnings = ((body.get("status") or {}).get("typeChecking") or {}).get("expressionWarnings") or []
         if warnings:
-            return _bad(f"has a rule that may fail: {warnings[0].get('warning', '')[:120]}", _UPGRADE, Level.WARNING)
+            return _bad(f"has a rule that may fail: {warnings[0].get('warning', '')[:120]}", UPGRADE, Level.WARNING)
         return _good("is there and bound")
 
     return _judged(subject, policy, judge)
@@ -262,7 +237,7 @@ def _agents(found: Installation) -> Iterator[Finding]:
     """Each node that has an agent or devices: whether its agent is ready and has published."""
     for what in (found.pods, found.nodes, found.devices):
         if isinstance(what, UserError):
-            yield _unseen("agents", what)
+            yield unseen("agents", what)
             return
     assert not isinstance(found.pods, UserError)
     assert not isinstance(found.nodes, UserError)
@@ -316,6 +291,8 @@ def _role(right: Right) -> str:
     """The role that gives a right: of the chart for devices, which belong to no namespace, else one of Kubernetes."""
     if right.resource == VFIODevice.crd.plural:
         return DEVICE_USER_ROLE if right.verb == "use" else DEVICE_VIEWER_ROLE
+    if right.resource == VFIOEvacuation.crd.plural:
+        return FLEET_ADMIN_ROLE
     return "view" if right.verb in ("get", "list", "watch") else "edit"
 
 
@@ -333,6 +310,9 @@ def rights_needed(namespace: str) -> list[Right]:
         Right("use", ours, "vfiodevices", "", "a migration needs it on each of its devices; this asks for all"),
         Right("list", "events.k8s.io", "events", namespace, "explain reads them"),
         Right("get", ours, "vfioswitchovers", namespace, "explain reads the decision"),
+        Right("create", ours, "vfioevacuations", "", "evacuate creates one"),
+        Right("create", "", "pods", namespace, "to move a pod, its counterpart is created"),
+        Right("delete", "", "pods", namespace, "to move a pod, the one that was moved is deleted"),
     ]
 
 

@@ -52,6 +52,8 @@ _ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 MIGRATIONS = Kind(_OURS, "vfiomigrations", "VFIOMigration")
 SWITCHOVERS = Kind(_OURS, "vfioswitchovers", "VFIOSwitchover")
 DEVICES = Kind(_OURS, "vfiodevices", "VFIODevice")
+EVACUATIONS = Kind(_OURS, "vfioevacuations", "VFIOEvacuation")
+MIGRATION_POLICIES = Kind(_OURS, "vfiomigrationpolicies", "VFIOMigrationPolicy")
 EVENTS = Kind("/apis/events.k8s.io/v1", "events", "Event")
 NODES = Kind("/api/v1", "nodes", "Node")
 PODS = Kind("/api/v1", "pods", "Pod")
@@ -59,6 +61,7 @@ CONFIGMAPS = Kind("/api/v1", "configmaps", "ConfigMap")
 NAMESPACES = Kind("/api/v1", "namespaces", "Namespace")
 CRDS = Kind("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition")
 POLICIES = Kind(_ADMISSION, "validatingadmissionpolicies", "ValidatingAdmissionPolicy")
+WEBHOOKS = Kind(_ADMISSION, "validatingwebhookconfigurations", "ValidatingWebhookConfiguration")
 BINDINGS = Kind(_ADMISSION, "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding")
 MUTATIONS = Kind(_ADMISSION, "mutatingadmissionpolicies", "MutatingAdmissionPolicy")
 MUTATION_BINDINGS = Kind(_ADMISSION, "mutatingadmissionpolicybindings", "MutatingAdmissionPolicyBinding")
@@ -131,26 +134,28 @@ class Cluster:
         name: str,
         namespace: str,
         *,
+        kind: Kind = MIGRATIONS,
         seconds: float | None = None,
         away: Callable[[UserError, float], None] = _say_nothing,
     ) -> Iterator[Json]:
-        """A VFIOMigration now and after every change, for as long as the caller wants to see more.
+        """An object of ours now and after every change, for as long as the caller wants to see more.
 
         An API server that goes away meanwhile is waited for, since that is when people watch: `away` is told each
         time, with the seconds since its last answer, and the object is shown again when it is back. Raises UserError
         if the object is deleted, or if the caller has not left after `seconds`.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        body = self.get(MIGRATIONS, name, namespace)
+        body = self.get(kind, name, namespace)
         uid, missed, heard = body["metadata"]["uid"], 0, time.monotonic()
         yield body
         while deadline is None or time.monotonic() < deadline:
             try:
                 if not missed:
-                    for found in self._changes(name, namespace, body["metadata"]["resourceVersion"], _left(deadline)):
+                    version = body["metadata"]["resourceVersion"]
+                    for found in self._changes(kind, name, namespace, version, _left(deadline)):
                         body, heard = found, time.monotonic()
                         yield body
-                newest = self.get(MIGRATIONS, name, namespace)
+                newest = self.get(kind, name, namespace)
             except UserError as problem:
                 if not problem.passing or missed >= AGAIN_TIMES:
                     raise
@@ -159,31 +164,32 @@ class Cluster:
                 time.sleep(AGAIN_SECONDS)
                 continue
             if newest["metadata"]["uid"] != uid:
-                raise _deleted(name, namespace)
+                raise _deleted(kind, name, namespace)
             again = missed or newest["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]
             body, missed, heard = newest, 0, time.monotonic()
             if again:
                 yield body
-        raise _overdue(body, seconds or 0.0)
+        raise _overdue(kind, body, seconds or 0.0)
 
-    def _changes(self, name: str, namespace: str, version: str, seconds: int) -> Iterator[Json]:
-        """Changes of one migration after a version, for so long; ends early if the version is too old."""
+    def _changes(self, kind: Kind, name: str, namespace: str, version: str, seconds: int) -> Iterator[Json]:
+        """Changes of one object after a version, for so long; ends early if the version is too old."""
         objects: Any = client.CustomObjectsApi(self._api)
-        with self._told(MIGRATIONS.called(name, namespace)):
+        listed = objects.list_namespaced_custom_object if namespace else objects.list_cluster_custom_object
+        with self._told(kind.called(name, namespace)):
             try:
                 for event in _watch.Watch().stream(
-                    objects.list_namespaced_custom_object,
+                    listed,
                     API_GROUP,
                     API_VERSION,
-                    namespace,
-                    MIGRATIONS.plural,
+                    *([namespace] if namespace else []),
+                    kind.plural,
                     field_selector=f"metadata.name={name}",
                     resource_version=version,
                     timeout_seconds=seconds,
                     _request_timeout=(CONNECT_SECONDS, seconds + SILENT_SECONDS),
                 ):
                     if event["type"] == "DELETED":
-                        raise _deleted(name, namespace)
+                        raise _deleted(kind, name, namespace)
                     yield event["object"]
             except client.ApiException as error:
                 if error.status != GONE:
@@ -250,23 +256,25 @@ def _left(deadline: float | None) -> int:
     return max(1, min(WATCH_SECONDS, math.ceil(deadline - time.monotonic())))
 
 
-def _deleted(name: str, namespace: str) -> UserError:
+def _deleted(kind: Kind, name: str, namespace: str) -> UserError:
     found = "expected it to finish, found it deleted"
-    return UserError(MIGRATIONS.called(name, namespace), found, "look at its Events: kubectl get events", status=404)
+    return UserError(kind.called(name, namespace), found, "look at its Events: kubectl get events", status=404)
 
 
-def _overdue(body: Json, seconds: float) -> UserError:
+def _overdue(kind: Kind, body: Json, seconds: float) -> UserError:
     """It has not ended in time; nothing is done about that here."""
-    name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
+    name, namespace = body["metadata"]["name"], body["metadata"].get("namespace", "")
     within = f"expected it to finish within {seconds:g} s" if seconds else "expected one that has finished"
     found = f"{within}, found it in {phase_of(body)}"
     if not body.get("status"):
         next_step = "no operator has taken it up: kubectl vfio doctor"
+    elif kind is EVACUATIONS:
+        next_step = f"it goes on: kubectl vfio evacuate {body['spec']['nodeName']}"
     elif body["spec"].get("cancel"):
         next_step = f"it is told to cancel, and goes on with that: kubectl vfio explain {name} -n {namespace}"
     else:
         next_step = f"it goes on: kubectl vfio watch {name} -n {namespace}"
-    return UserError(MIGRATIONS.called(name, namespace), found, next_step)
+    return UserError(kind.called(name, namespace), found, next_step)
 
 
 def _cause(error: BaseException) -> str:

@@ -13,19 +13,24 @@ from vfio_cli.fields import (
     Json,
     age_text,
     condition_of,
+    counterpart_of,
+    downtime_limit,
     ended_at,
     full_name,
     has_succeeded,
     is_committed,
     is_finished,
     moment,
+    moved_pod,
     pairs_of,
     phase_of,
+    queue_position,
     route_of,
     size_text,
     word_of,
 )
-from vfio_cli.outcome import at_worst, end_text
+from vfio_cli.outcome import at_worst, end_text, pod_text
+from vfio_cli.remedies import remedies
 from vfio_cli.waterfall import DOWN_STEPS, WORDS, duration_text, operator_steps
 
 # After these the sources do not simply run on as before.
@@ -70,7 +75,7 @@ def explain(case: Case) -> Story:
     age = age_text(since.total_seconds())
     when = f"ended {age} ago" if ended else f"created {age} ago"
     headline = f"VFIOMigration {full_name(body)}: {phase_of(body)}, {when}"
-    sentences = [_what(body)]
+    sentences = [_what(body), *_around(body)]
     sentences += _ended(case) if is_finished(body) else _under_way(case)
     sentences += [*_decision(case), *_figures(body), *_of_devices(case)]
     return Story(headline, tuple(sentences), tuple(_happened(case)), tuple(dict.fromkeys(_next_steps(case))))
@@ -79,9 +84,22 @@ def explain(case: Case) -> Story:
 def _what(body: Json) -> str:
     pairs, mode = pairs_of(body), body["spec"].get("mode", Mode.MIGRATE)
     what = f"{len(pairs)} device{'s' if len(pairs) != 1 else ''}" if pairs else "every migratable device in use"
+    if moved_pod(body):
+        what = f"pod {moved_pod(body)} with {what if pairs else 'its devices'}"
     names = f" ({', '.join(p['name'] for p in pairs[:6])}{', ...' if len(pairs) > 6 else ''})" if pairs else ""
     verb = {Mode.MIGRATE: "moves", Mode.PLAN: "checks, without touching anything, whether it can move"}
     return f"It {verb.get(mode, 'rehearses to move')} {what}{names}, {route_of(body)}."
+
+
+def _around(body: Json) -> Iterator[str]:
+    """Its pods, its policy, and whom it waits for."""
+    status = body.get("status", {})
+    if moved_pod(body) and status.get("workload"):
+        yield f"The pods: {pod_text(body)}."
+    if status.get("policy"):
+        yield f"What its spec does not say is as VFIOMigrationPolicy {status['policy']} says."
+    if queue_position(status):
+        yield f"It waits for others to end: it is number {queue_position(status)} of those that wait."
 
 
 def _sentence(text: str) -> str:
@@ -146,7 +164,9 @@ def _ended(case: Case) -> Iterator[str]:
         yield "It had come as far as the switchover."
     else:
         yield f"It had come as far as {reached[-1]}." if reached else "It had not come as far as Validated."
-    if found["reason"] not in _LOST and not is_committed(body):
+    if found["reason"] == Reason.RESUME_FAILED and not is_committed(body):
+        yield "No device has lost anything: every source is as it was before. Whoever uses them may be paused still."
+    elif found["reason"] not in _LOST and not is_committed(body):
         yield "Nothing is lost: every source is as it was before, and no target has kept anything."
 
 
@@ -167,7 +187,7 @@ def _decision(case: Case) -> Iterator[str]:
 def _figures(body: Json) -> Iterator[str]:
     status = body.get("status", {})
     was, predicted = status.get("downtimeMicroseconds"), status.get("predictedDowntimeMicroseconds")
-    limit = body["spec"].get("strategy", {}).get("downtimeLimitMilliseconds")
+    limit = downtime_limit(body)
     if was is not None:
         forecast = f"; {duration_text(predicted)} was predicted" if predicted is not None else ""
         yield f"The downtime was {duration_text(was)}{forecast}."
@@ -236,6 +256,8 @@ def _next_steps(case: Case) -> Iterator[str]:
             word = word_of(str(found["reason"]))
         if word is not None:
             yield word.next_step
+        if not has_succeeded(body):
+            yield from remedies(str(found["reason"]), namespace=space, pod=moved_pod(body), other=counterpart_of(body))
         if case.switchover is not None or has_succeeded(body):
             yield f"To see where the time went: kubectl vfio timeline {name} -n {space}"
         return

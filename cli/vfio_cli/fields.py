@@ -24,6 +24,14 @@ def condition(body: Json, kind: str) -> str:
     return str(condition_of(body, kind)["status"])
 
 
+def downtime_limit(body: Json) -> int | None:
+    """In milliseconds: as it was resolved, or as it is asked for before that; None if neither says it."""
+    resolved = body.get("status", {}).get("strategy", {})
+    asked = body["spec"].get("strategy", {})
+    found: int | None = resolved.get("downtimeLimitMilliseconds", asked.get("downtimeLimitMilliseconds"))
+    return found
+
+
 def is_finished(body: Json) -> bool:
     """Whether the migration has ended, one way or the other."""
     return condition(body, ConditionType.FINISHED) == "True"
@@ -59,10 +67,31 @@ def route_of(body: Json, arrow: str = "→") -> str:
     """From which nodes to which, such as "node-a → node-b"."""
     pairs, spec = pairs_of(body), body.get("spec", {})
     if not pairs:
-        source, target = spec.get("source", {}), spec.get("target", {})
-        return f"{source.get('nodeName') or 'pod ' + source.get('podName', '?')} {arrow} {target.get('nodeName', '?')}"
+        return f" {arrow} ".join(_place(spec.get(side, {})) for side in ("source", "target"))
     sides = (sorted({pair[side]["nodeName"] for pair in pairs}) for side in ("source", "target"))
     return f" {arrow} ".join(", ".join(side) for side in sides)
+
+
+def _place(end: Json) -> str:
+    """A node, or a pod, as the shorthand names it."""
+    return str(end.get("nodeName") or f"pod {end.get('podName', '?')}")
+
+
+def moved_pod(body: Json) -> str:
+    """Name of the pod that is to move with its devices; "" if none is."""
+    return str(body.get("spec", {}).get("source", {}).get("podName", ""))
+
+
+def counterpart_of(body: Json) -> str:
+    """Name of the pod that takes its place, once it is known; ""."""
+    status, spec = body.get("status", {}), body.get("spec", {})
+    made = status.get("workload", {}).get("targetPod", {}).get("name")
+    return str(made or spec.get("target", {}).get("podName", ""))
+
+
+def queue_position(status: Json) -> int:
+    """Which of those that wait for others to end it is, the next one being 1; 0 if it does not wait."""
+    return int(status.get("queuePosition", 0))
 
 
 def ended_at(body: Json) -> datetime | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from vfio_api.models_migration import Mode
 from vfio_cli.cluster import DEVICES, Cluster
-from vfio_cli.fields import full_name, is_finished, moment, route_of
+from vfio_cli.fields import downtime_limit, full_name, is_finished, moment, route_of
 from vfio_cli.live import MigrationView
 from vfio_cli.options import Form, Printing
 from vfio_cli.outcome import next_step_of, outcome
@@ -42,7 +42,7 @@ def _ended(
     raise AssertionError("a migration is followed until its end, or until a UserError")
 
 
-def _told_once() -> Callable[[UserError, float], None]:
+def told_once() -> Callable[[UserError, float], None]:
     """Says on stderr, once, that the API server is away."""
     told: list[str] = []
 
@@ -56,7 +56,7 @@ def _told_once() -> Callable[[UserError, float], None]:
 
 def wait_for_end(cluster: Cluster, body: Json, seconds: float | None = None) -> Json:
     """The migration when it has ended; nothing is shown. Raises UserError."""
-    return _ended(cluster, body, seconds, lambda _: None, _told_once())
+    return _ended(cluster, body, seconds, lambda _: None, told_once())
 
 
 def print_changes(cluster: Cluster, body: Json, printing: Printing, seconds: float | None = None) -> Json:
@@ -72,13 +72,13 @@ def print_changes(cluster: Cluster, body: Json, printing: Printing, seconds: flo
             print("---")
         printing.emit(found)
 
-    return _ended(cluster, body, seconds, show, _told_once())
+    return _ended(cluster, body, seconds, show, told_once())
 
 
 def show_progress(cluster: Cluster, body: Json, view: View, seconds: float | None = None) -> Json:
     """The migration when it has ended, with its progress as it comes. Raises UserError."""
     with MigrationView(view, scale_of(cluster, body, view)) as shown:
-        once = _told_once()
+        once = told_once()
 
         def away(problem: UserError, silent: float) -> None:
             if not view.live:
@@ -97,7 +97,7 @@ def scale_of(cluster: Cluster, body: Json, view: View) -> Scale:
     spec = body["spec"]
     mode = spec.get("mode", Mode.MIGRATE)
     title = f"{full_name(body)}  {mode}  {route_of(body, view.arrow)}"
-    limit = spec.get("strategy", {}).get("downtimeLimitMilliseconds")
+    limit = downtime_limit(body)
     created = moment(body["metadata"]["creationTimestamp"])
     return Scale(sizes_of(spec.get("devices", []), held), title, mode, limit, view.arrow, held, created)
 

@@ -9,6 +9,7 @@ import yaml
 
 from vfio_api import API_GROUP, API_VERSION
 from vfio_api.models_migration import Mode
+from vfio_api.types import PauseMethod
 from vfio_cli.problems import UserError, wrong
 
 Json = dict[str, Any]
@@ -22,6 +23,7 @@ STRATEGY: Mapping[str, str] = {
     "--switchover-timeout": "switchoverTimeoutSeconds",
     "--bandwidth-limit": "bandwidthLimitBytesPerSecond",
 }
+_HOOK = re.compile(r"(?P<port>\d+)(?P<path>(?:/[^/]+)*)")
 _END = re.compile(r"(?:(?P<name>[^=/]+)=)?(?P<node>[^=/]+)/(?P<device>[^/]+)")
 
 
@@ -59,22 +61,53 @@ def pair_up(sources: Sequence[str], targets: Sequence[str]) -> list[Json]:
 
 
 def selection(
-    sources: Sequence[str], targets: Sequence[str], from_node: str | None, from_pod: str | None, to_node: str | None
+    sources: Sequence[str],
+    targets: Sequence[str],
+    from_node: str | None,
+    from_pod: str | None,
+    to_node: str | None,
+    to_pod: str | None = None,
 ) -> Json:
     """The part of the spec that says what moves where: pairs, or the shorthand. Raises UserError."""
-    shorthand = [v for v in (from_node, from_pod, to_node) if v]
+    shorthand = [v for v in (from_node, from_pod, to_node, to_pod) if v]
     if sources or targets:
         if shorthand:
             raise wrong("--from/--to with --from-node, --from-pod or --to-node", "expected either of them, found both")
         return {"devices": pair_up(sources, targets)}
-    if bool(from_node) == bool(from_pod) or not to_node:
+    if bool(from_node) == bool(from_pod) or bool(to_node) == bool(to_pod):
         raise wrong(
             "what is to be migrated",
             "expected --from NODE/DEVICE --to NODE/DEVICE, or --from-node (or --from-pod) with --to-node, or -f FILE, "
             f"found {'neither' if not shorthand else 'part of it'}",
         )
+    if to_pod and not from_pod:
+        raise wrong("--to-pod", "expected --from-pod beside it, whose devices it takes over, found none")
     source = {"nodeName": from_node} if from_node else {"podName": from_pod}
-    return {"source": source, "target": {"nodeName": to_node}}
+    return {"source": source, "target": {"nodeName": to_node} if to_node else {"podName": to_pod}}
+
+
+def pausing(method: PauseMethod | None, hook: str | None, seconds: int | None, *, moves_pod: bool) -> Json:
+    """spec.workload of the flags about it; nothing if none is given. moves_pod: --from-pod is. Raises UserError."""
+    if (method is PauseMethod.HOOK) != (hook is not None):
+        found = "--pause hook without --hook" if hook is None else "--hook without --pause hook"
+        raise wrong("how the pod is paused", f"expected both or neither, found {found}", "such as --hook 8080/vfio")
+    if method is PauseMethod.HOOK and not moves_pod:
+        raise wrong("--pause hook", "expected --from-pod beside it, found none", "use --pause freeze")
+    if method is None and seconds is None:
+        return {}
+    if method is None and moves_pod:
+        method = PauseMethod.FREEZE  # as without any flag
+    if method is None or method is PauseMethod.NONE:
+        if seconds is not None:
+            raise wrong("--pause-timeout", "expected --pause freeze or --pause hook beside it, found none of them")
+        return {"workload": {"pause": {"method": PauseMethod.NONE.value}}}
+    pause: Json = {"method": method.value} | ({"timeoutSeconds": seconds} if seconds is not None else {})
+    if hook is not None:
+        match = _HOOK.fullmatch(hook)
+        if match is None:
+            raise wrong(f"--hook {hook}", "expected PORT or PORT/PATH at the pod's address, such as 8080/vfio")
+        pause["hook"] = {"port": int(match["port"])} | ({"path": match["path"]} if match["path"] else {})
+    return {"workload": {"pause": pause}}
 
 
 def build(mode: Mode, name: str | None, spec: Mapping[str, Any], strategy: Mapping[str, Any], ttl: int | None) -> Json:
@@ -155,6 +188,7 @@ def _flags(spec: Mapping[str, Any]) -> Iterator[str]:
         "--from-node": spec.get("source", {}).get("nodeName"),
         "--from-pod": spec.get("source", {}).get("podName"),
         "--to-node": spec.get("target", {}).get("nodeName"),
+        "--to-pod": spec.get("target", {}).get("podName"),
     }
     strategy = {flag: spec.get("strategy", {}).get(field) for flag, field in STRATEGY.items()}
     for flag, value in (shorthand | strategy).items():

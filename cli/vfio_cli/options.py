@@ -45,6 +45,17 @@ def node_names(ctx: typer.Context, incomplete: str) -> list[str]:
     return sorted(name for name in found if name.startswith(incomplete))
 
 
+def pod_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of the namespace's pods that use devices, for the shell's completion."""
+    try:
+        cluster = _cluster(ctx)
+        users = [found.get("status", {}).get("pod", {}) for found in cluster.list(DEVICES)]
+    except UserError:
+        return []
+    own = {str(pod["name"]) for pod in users if pod.get("name") and pod.get("namespace") == cluster.namespace}
+    return sorted(name for name in own if name.startswith(incomplete))
+
+
 def _cluster(ctx: typer.Context) -> Cluster:
     given = {field.name: ctx.params[field.name] for field in fields(Access) if field.name in ctx.params}
     return Access(**given).connect(read_seconds=COMPLETION_SECONDS)

@@ -3,9 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vfio_api.models_migration import Mode, PreCopy
+from vfio_api.models_migration import Mode
 from vfio_api.models_status import ConditionType, Phase
-from vfio_cli.fields import Json, condition_of, has_succeeded, pairs_of, phase_of, size_text, word_of
+from vfio_api.models_strategy import PreCopy
+from vfio_cli.fields import (
+    Json,
+    condition_of,
+    counterpart_of,
+    downtime_limit,
+    has_succeeded,
+    moved_pod,
+    pairs_of,
+    phase_of,
+    size_text,
+    word_of,
+)
 from vfio_cli.waterfall import duration_text
 
 
@@ -27,6 +39,8 @@ def outcome(body: Json, arrow: str = "→") -> Iterator[Line]:
     """The whole account of a finished migration: pairs, forecast, result."""
     status = body.get("status", {})
     against = {row["name"]: row for row in status.get("feasibility", [])}
+    if moved_pod(body):
+        yield Line(None if not has_succeeded(body) else True, "pod", pod_text(body, arrow))
     for pair in pairs_of(body):
         row = against.get(pair["name"])
         route = f"{end_text(pair['source'])} {arrow} {end_text(pair['target'])}"
@@ -39,10 +53,23 @@ def outcome(body: Json, arrow: str = "→") -> Iterator[Line]:
     yield from _result(body)
 
 
+def pod_text(body: Json, arrow: str = "→") -> str:
+    """The pod, where it runs, with how many devices, and who takes its place."""
+    pods, spec = body.get("status", {}).get("workload", {}), body.get("spec", {})
+    source, target, pairs = pods.get("sourcePod", {}), pods.get("targetPod", {}), pairs_of(body)
+    place = f" on {source['nodeName']}" if source.get("nodeName") else ""
+    count = f" with {len(pairs)} device{'s' if len(pairs) != 1 else ''}" if pairs else ""
+    name = counterpart_of(body)
+    node = target.get("nodeName") or spec.get("target", {}).get("nodeName", "")
+    # its name follows from the migration's UID: of a plan, nobody will ever have it
+    taker = f"pod {name}" if name else "a counterpart"
+    return f"{moved_pod(body)}{place}{count} {arrow} {taker}{f' on {node}' if node else ''}"
+
+
 def _forecast(body: Json) -> Iterator[Line]:
     status = body.get("status", {})
     predicted, was = status.get("predictedDowntimeMicroseconds"), status.get("downtimeMicroseconds")
-    limit = body["spec"].get("strategy", {}).get("downtimeLimitMilliseconds")
+    limit = downtime_limit(body)
     bound = f"limit {limit} ms" if limit is not None else "no limit"
     if phase_of(body) == Phase.CANCELLED:
         return

@@ -13,7 +13,7 @@ from rich.text import Text
 from vfio_api.device import DeviceState
 from vfio_api.models_migration import Mode
 from vfio_api.models_status import Phase
-from vfio_cli.fields import Json, ended_at, size_text
+from vfio_cli.fields import Json, ended_at, queue_position, size_text
 from vfio_cli.waterfall import duration_text
 
 BAR_WIDTH, DEVICE_ROWS = 26, 16
@@ -68,7 +68,7 @@ def device_text(device: Json, arrow: str = "→") -> str:
 
 
 def total_text(status: Json) -> str:
-    """Percent, bytes, rate, time left, the predicted downtime and the phase."""
+    """Percent, bytes, rate, time left, the predicted downtime, the phase, and its place in the queue."""
     progress, phase = status.get("progress", {}), status.get("phase", Phase.PENDING)
     parts = [f"{progress.get('percent', 0):>3}%", size_text(progress.get("bytes", 0))]
     if phase == Phase.PRE_COPY and progress.get("bytesPerSecond"):
@@ -76,7 +76,8 @@ def total_text(status: Json) -> str:
         parts += [f"ETA {progress['etaSeconds']} s"] if "etaSeconds" in progress else []
         predicted = status.get("predictedDowntimeMicroseconds")
         parts += [f"downtime ~{duration_text(predicted)}"] if predicted is not None else []
-    return "  ".join([*parts, phase])
+    waits = [f"number {queue_position(status)} of those that wait"] if queue_position(status) else []
+    return "  ".join([*parts, phase, *waits])
 
 
 def plain_line(status: Json, seconds: float) -> str:
@@ -163,13 +164,15 @@ class _Bar:
 def downtime_text(status: Json, scale: Scale) -> str:
     """The downtime as it was, else as it is predicted, beside its limit; empty if neither is known."""
     was, predicted = status.get("downtimeMicroseconds"), status.get("predictedDowntimeMicroseconds")
+    limit = scale.limit_milliseconds  # what a policy or the default says is known only once it has begun
+    limit = status.get("strategy", {}).get("downtimeLimitMilliseconds", limit)
     figures = [f"predicted {duration_text(predicted)}"] if predicted is not None else []
-    figures += [f"limit {scale.limit_milliseconds} ms"] if scale.limit_milliseconds is not None else []
+    figures += [f"limit {limit} ms"] if limit is not None else []
     if status.get("phase") == Phase.CANCELLED:
         return ""  # what would have been does not matter any more
     if was is not None:
         return f"downtime {duration_text(was)} ({', '.join(figures)})" if figures else f"downtime {duration_text(was)}"
     if predicted is None:
         return ""
-    within = scale.limit_milliseconds is None or predicted <= 1000 * scale.limit_milliseconds
+    within = limit is None or predicted <= 1000 * limit
     return f"downtime: {', '.join(figures)}{'' if within else ': not within it yet'}"

@@ -11,16 +11,14 @@ from vfio_cli.checks import (
     MUTATING_POLICIES,
     OPERATOR,
     VALIDATING_POLICIES,
-    Finding,
-    Found,
     Installation,
-    Level,
     Right,
     crd_names,
     examine,
     rights_needed,
     worst,
 )
+from vfio_cli.checks_of_moving import EVICTION_WEBHOOK
 from vfio_cli.cluster import (
     BINDINGS,
     CONFIGMAPS,
@@ -29,6 +27,7 @@ from vfio_cli.cluster import (
     DEPLOYMENTS,
     DEVICES,
     LEASES,
+    MIGRATION_POLICIES,
     MUTATION_BINDINGS,
     MUTATIONS,
     NAMESPACES,
@@ -36,9 +35,11 @@ from vfio_cli.cluster import (
     PODS,
     POLICIES,
     REVIEWS,
+    WEBHOOKS,
     Cluster,
     Kind,
 )
+from vfio_cli.findings import Finding, Found, Level
 from vfio_cli.naming import check_namespace
 from vfio_cli.options import Access, Output, emit
 from vfio_cli.problems import FAILED, UserError
@@ -119,6 +120,8 @@ def _installation(cluster: Cluster, operator_in: str, agents_in: str) -> Install
         pods=_try(lambda: cluster.list(PODS, agents_in)),
         nodes=_try(lambda: cluster.list(NODES)),
         devices=_try(lambda: cluster.list(DEVICES)),
+        migration_policies=_try(lambda: cluster.list(MIGRATION_POLICIES)),
+        webhook=_one(cluster, WEBHOOKS, EVICTION_WEBHOOK),
         rights=rights,
         operator_namespace=operator_in,
         agent_namespace=agents_in,

@@ -3,22 +3,22 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
-from vfio_api.models_migration import Mode, OnConvergenceTimeout, PreCopy
+from vfio_api.models_migration import Mode
 from vfio_api.models_status import Phase
 from vfio_cli.cluster import MIGRATIONS, Cluster
-from vfio_cli.durations import whole
 from vfio_cli.fields import full_name, has_succeeded, is_committed, is_finished, phase_of
 from vfio_cli.follow import print_changes, report, show_progress, wait_for_end
-from vfio_cli.manifest import STRATEGY, build, documents, from_document, migrate_command, selection
+from vfio_cli.knobs import Copying, Limits, Pausing, Priority, Switching, Ttl, strategy_of
+from vfio_cli.manifest import STRATEGY, build, documents, from_document, migrate_command, pausing, selection
 from vfio_cli.naming import split
-from vfio_cli.options import Access, Name, Printing, Timeout, node_names
+from vfio_cli.options import Access, Name, Printing, Timeout, node_names, pod_names
 from vfio_cli.problems import FAILED, INTERRUPTED, UserError, wrong
 from vfio_cli.terminal import View
 
@@ -26,9 +26,6 @@ Json = dict[str, Any]
 _END = "NODE/DEVICE, or NAME=NODE/DEVICE. May be repeated."
 NewName = Annotated[str | None, typer.Argument(help="Name of the new VFIOMigration; made up if left out.")]
 File = Annotated[str | None, typer.Option("--filename", "-f", help="A VFIOMigration in YAML or JSON; - is stdin.")]
-Ttl = Annotated[
-    int | None, typer.Option("--ttl", metavar="TIME", parser=whole("s"), help="Delete it so long after its end.")
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Have it checked by the API server, create nothing.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Do not delete the object afterwards.")]
 
@@ -42,53 +39,14 @@ class Ends:
     from_node: Annotated[
         str | None, typer.Option(help="All migratable devices in use on this node.", autocompletion=node_names)
     ] = None
-    from_pod: Annotated[str | None, typer.Option(help="All migratable devices of this pod of the namespace.")] = None
+    from_pod: Annotated[
+        str | None,
+        typer.Option(help="This pod of the namespace, with all of its devices.", autocompletion=pod_names),
+    ] = None
     to_node: Annotated[str | None, typer.Option(help="The node that takes them.", autocompletion=node_names)] = None
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a forecast is compared with."""
-
-    downtime_limit: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TIME", parser=whole("ms"), help="Longest downtime planned, such as 300ms (a plain number is ms)."
-        ),
+    to_pod: Annotated[
+        str | None, typer.Option(help="A pod that was made to take them over, instead of one that is made for it.")
     ] = None
-    pre_copy: Annotated[PreCopy | None, typer.Option(help="Whether to copy while devices run.")] = None
-
-
-@dataclass(frozen=True, slots=True)
-class Copying:
-    """How the state is copied while devices run."""
-
-    convergence_timeout: Annotated[
-        int | None,
-        typer.Option(metavar="TIME", parser=whole("s"), help="Longest pre-copy, such as 5m (a plain number is s)."),
-    ] = None
-    on_convergence_timeout: Annotated[OnConvergenceTimeout | None, typer.Option(help="What happens after that.")] = None
-    bandwidth_limit: Annotated[str | None, typer.Option(metavar="BYTES", help="Per second, such as 500M.")] = None
-
-
-@dataclass(frozen=True, slots=True)
-class Switching:
-    """How devices are switched over."""
-
-    switchover_ack: Annotated[
-        bool | None,
-        typer.Option("--switchover-ack/--no-switchover-ack", help="Whether initial bytes are loaded before any stop."),
-    ] = None
-    switchover_timeout: Annotated[
-        int | None,
-        typer.Option(metavar="TIME", parser=whole("s"), help="Longest switchover, such as 30s (a plain number is s)."),
-    ] = None
-
-
-def _strategy(*bundles: Limits | Copying | Switching) -> Json:
-    """spec.strategy as the flags say it; None where they do not."""
-    given = {field.name: getattr(bundle, field.name) for bundle in bundles for field in fields(bundle)}
-    return {field: given.get(flag[2:].replace("-", "_")) for flag, field in STRATEGY.items()}
 
 
 def migrate(
@@ -99,6 +57,8 @@ def migrate(
     limits: Limits,
     copying: Copying,
     switching: Switching,
+    pauses: Pausing,
+    priority: Priority = None,
     ttl: Ttl = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show its progress until it has ended.")] = False,
@@ -107,8 +67,9 @@ def migrate(
     printing: Printing,
     access: Access,
 ) -> int:
-    """Move devices to another node: create a VFIOMigration, and wait for it if asked to."""
-    made = _wanted(Mode.MIGRATE, name, file, ends, _strategy(limits, copying, switching), ttl, access)
+    """Move devices, or a pod with them, to another node: create a VFIOMigration, and wait for it if asked to."""
+    strategy, more = strategy_of(limits, copying, switching), {"--ttl": ttl, "--priority": priority}
+    made = _wanted(Mode.MIGRATE, name, file, ends, strategy, access, more=more, pauses=pauses)
     cluster, space = _place(access, made)
     body = cluster.create(MIGRATIONS, made, space, dry_run=dry_run)
     if printing.form is not None and not (wait or watch):
@@ -135,18 +96,31 @@ def _ended(cluster: Cluster, body: Json, printing: Printing, *, watch: bool, tim
 
 
 def _wanted(
-    mode: Mode, name: str | None, file: str | None, ends: Ends, strategy: Json, ttl: int | None, access: Access
+    mode: Mode,
+    name: str | None,
+    file: str | None,
+    ends: Ends,
+    strategy: Json,
+    access: Access,
+    *,
+    more: Json | None = None,
+    pauses: Pausing | None = None,
 ) -> Json:
-    """The object that flags or a file describe. Raises UserError."""
+    """The object that flags or a file describe. more: what else is in a spec, by its flag. Raises UserError."""
+    pauses, more = pauses or Pausing(), more or {}
     if file is None:
         named = split(name, access.namespace) if name is not None else None
-        what = selection(ends.sources or [], ends.targets or [], ends.from_node, ends.from_pod, ends.to_node)
-        made = build(mode, named.name if named else None, what, strategy, ttl)
+        what = selection(
+            ends.sources or [], ends.targets or [], ends.from_node, ends.from_pod, ends.to_node, ends.to_pod
+        )
+        what |= pausing(pauses.pause, pauses.hook, pauses.pause_timeout, moves_pod=bool(ends.from_pod))
+        what |= {"priority": more["--priority"]} if more.get("--priority") is not None else {}
+        made = build(mode, named.name if named else None, what, strategy, more.get("--ttl"))
         if named is not None and named.namespace:
             made["metadata"]["namespace"] = named.namespace
         return made
     beside = [f"the name {name!r}"] if name is not None else []
-    beside += [flag for flag, value in _given(ends, strategy, ttl).items() if value is not None]
+    beside += [flag for flag, value in (_given(ends, strategy, pauses) | more).items() if value is not None]
     if beside:
         expected = "expected no name and no flags that say what to migrate or how"
         raise wrong("-f", f"{expected}, found {', '.join(beside)} beside the file")
@@ -162,7 +136,7 @@ def _wanted(
     return from_document(found[0], f"file {file}", None if mode is Mode.MIGRATE else mode)
 
 
-def _given(ends: Ends, strategy: Json, ttl: int | None) -> Json:
+def _given(ends: Ends, strategy: Json, pauses: Pausing) -> Json:
     """The values of the flags that a file takes the place of."""
     where = {
         "--from": ends.sources or None,
@@ -170,8 +144,12 @@ def _given(ends: Ends, strategy: Json, ttl: int | None) -> Json:
         "--from-node": ends.from_node,
         "--from-pod": ends.from_pod,
         "--to-node": ends.to_node,
+        "--to-pod": ends.to_pod,
+        "--pause": pauses.pause,
+        "--hook": pauses.hook,
+        "--pause-timeout": pauses.pause_timeout,
     }
-    return where | {flag: strategy[field] for flag, field in STRATEGY.items()} | {"--ttl": ttl}
+    return where | {flag: strategy[field] for flag, field in STRATEGY.items()}
 
 
 def _place(access: Access, made: Json) -> tuple[Cluster, str]:
@@ -194,7 +172,7 @@ def plan(
     access: Access,
 ) -> int:
     """Check whether a migration could be done, and predict its downtime. Nothing is touched."""
-    made = _wanted(Mode.PLAN, None, file, ends, _strategy(limits), None, access)
+    made = _wanted(Mode.PLAN, None, file, ends, strategy_of(limits), access)
     return _try_out(access, made, file, printing, keep=keep, timeout=timeout)
 
 
@@ -210,7 +188,7 @@ def rehearse(
     access: Access,
 ) -> int:
     """Do everything up to the switchover with the real targets, measure, then let the sources run on."""
-    made = _wanted(Mode.REHEARSE, None, file, ends, _strategy(limits, copying), None, access)
+    made = _wanted(Mode.REHEARSE, None, file, ends, strategy_of(limits, copying), access)
     return _try_out(access, made, file, printing, keep=keep, timeout=timeout)
 
 

@@ -10,23 +10,39 @@ DOWN_STEPS = ("BarrierA", "BarrierB", "Vote", "Decide", "BarrierC", "BarrierD")
 AGENT = "Agent/"
 WORDS = {
     "Authorize": "ask for rights",
+    "FindPod": "look for the pod",
     "AwaitInventory": "await inventory",
     "AwaitAgents": "await next agents",
+    "AwaitTurn": "wait for its turn",
     "AddFinalizer": "accept",
     "PersistPairs": "plan",
     "Claim": "claim devices",
+    "TargetPod": "start the counterpart",
     "PrepareSources": "prepare sources",
     "PrepareTargets": "prepare targets",
     "PreCopy": "connect streams",
     "Converge": "pre-copy",
     "BeginSwitchover": "record the intent",
+    "ReloadTargets": "prepare targets once more",
+    "ResendSources": "send once more",
+    "AwaitReady": "counterpart gets ready",
+    "KeepPod": "counterpart is kept",
+    "SwitchPods": "pods change places",
     "ReleaseSources": "release sources",
+    "SourceEnds": "source pod ends",
     "ReleaseTargets": "hand targets over",
     "Unclaim": "drop claims",
     "Abort": "record the abort",
     "RestoreP2P": "sources RUNNING_P2P",
     "Restore": "sources RUNNING",
+    "RecordFailure": "record the failure",
     "BlankTargets": "reset targets",
+    "EndSources": "end source sessions",
+    "ReleasePods": "delete the counterpart",
+    "Rehearsed": "record the rehearsal",
+    "LeavePreCopy": "leave pre-copy",
+    "RestP2P": "what is left RUNNING_P2P",
+    "RestRuns": "what is left RUNNING",
 }
 LABEL_WIDTH, DURATION_WIDTH, MARGIN = 26, 8, 2
 
@@ -112,11 +128,12 @@ def switchover(timings: Sequence[Mapping[str, Any]]) -> list[Bar]:
 
 
 def _stop(took: Mapping[str, int], windows: Mapping[str, Bar]) -> list[Bar]:
-    """Barriers A and B, the rest of the state, its load."""
+    """The pause, barriers A and B, the rest of the state, its load."""
     bars, now = [], 0
-    if "BarrierA" in took:
-        bars.append(Bar("A  sources quiesce P2P", 0, took["BarrierA"], True))
-        now = bars[-1].end
+    for name, label in (("Pause", "   pause the workload"), ("BarrierA", "A  sources quiesce P2P")):
+        if name in took:
+            bars.append(Bar(label, now, took[name], True))
+            now = bars[-1].end
     stop = windows.get("BarrierB", Bar("", 0, 0))
     now = max(now, stop.start)
     if "BarrierB" in took:
@@ -146,7 +163,7 @@ def _decide(windows: Mapping[str, Bar]) -> list[Bar]:
 
 
 def _start(took: Mapping[str, int], windows: Mapping[str, Bar]) -> list[Bar]:
-    """Barriers C and D; on one target node C is passed there, within the operator's step D."""
+    """Barriers C and D, and the resume; on one target node C is passed there, within the operator's step D."""
     bars: list[Bar] = []
     now = 0
     for name, label in (("BarrierC", "C  targets RUNNING_P2P"), ("BarrierD", "D  targets RUNNING")):
@@ -155,6 +172,8 @@ def _start(took: Mapping[str, int], windows: Mapping[str, Bar]) -> list[Bar]:
             begin = now or windows["BarrierD"].start
             bars.append(Bar(label, begin, took[name], True))
             now = bars[-1].end
+    if "Resume" in took and bars:
+        bars.append(Bar("   resume the workload", now, took["Resume"], True))
     return bars
 
 
