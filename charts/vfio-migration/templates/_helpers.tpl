@@ -118,6 +118,9 @@ it. vfio_operator/requester.py writes and reads the same.
 - name: oldStamp
   expression: >-
     oldObject == null ? '' : oldObject.metadata.?annotations[?'vfiomigration.io/requester'].orValue('')
+# the operator makes the migrations of an evacuation for who asked for that
+- name: forAnother
+  expression: variables.user.username == {{ include "vfio-migration.operator-user" . }}
 {{- end }}
 
 {{/* CEL: may do as they like, since who may `use` every device is trusted with all of them. */}}
