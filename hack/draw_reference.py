@@ -136,17 +136,24 @@ def all_rules(schema: Schema, path: str = "") -> Iterator[tuple[str, dict[str, s
         yield from all_rules(field.get("items", {}), f"{path}.{name}[]")
 
 
+def _status(status: Schema | None) -> tuple[str, ...]:
+    if status is None:
+        return ()
+    rows = ((f"`{f.path}`", kind_of(f.schema), limits(f.schema), _about(f.schema)) for f in fields(status, ""))
+    return "### status", table(("field", "type", "limits", "what it is"), rows)
+
+
 def kind(model: type[Resource]) -> str:
     """One kind: its fields, rules and columns."""
     info = model.crd
     whole = model.model_json_schema(by_alias=True)
     root = structural(whole, whole.get("$defs", {}))
-    spec, status = root["properties"]["spec"], root["properties"]["status"]
+    spec, status = root["properties"]["spec"], root["properties"].get("status")
+    fixed = root.get(RULES, ())
     spec_rows = (
-        (f"`{f.path}`", kind_of(f.schema), default(f), limits(f.schema), change(f.path, root[RULES]), _about(f.schema))
+        (f"`{f.path}`", kind_of(f.schema), default(f), limits(f.schema), change(f.path, fixed), _about(f.schema))
         for f in fields(spec, "")
     )
-    status_rows = ((f"`{f.path}`", kind_of(f.schema), limits(f.schema), _about(f.schema)) for f in fields(status, ""))
     rules = ((f"`{path or 'the object'}`", rule["message"], f"`{rule['rule']}`") for path, rule in all_rules(root))
     columns = (
         (c.name, f"`{c.path}`", "-o wide" if c.wide else "", c.description or "Time since its creation")
@@ -158,11 +165,10 @@ def kind(model: type[Resource]) -> str:
         f"## {model.__name__}",
         root["description"],
         f"{'Namespaced' if info.namespaced else 'Cluster-scoped'}. kubectl knows it as {names} and in the category "
-        f"`vfio`; `--field-selector` takes {selectors}.",
+        f"`vfio`{f'; `--field-selector` takes {selectors}' if selectors else ''}.",
         "### spec",
         table(("field", "type", "default", "limits", "can be changed", "what it is"), spec_rows),
-        "### status",
-        table(("field", "type", "limits", "what it is"), status_rows),
+        *_status(status),
         "### Rules",
         "Checked by the API server beyond the limits above; a rule with `oldSelf` is checked at every change.",
         table(("field", "what a user is told", "rule"), rules),

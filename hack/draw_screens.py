@@ -39,11 +39,12 @@ operator and two agents as processes and four simulated devices on each node. On
 made up, since that cluster runs none. The same with colours is beside each as SVG. Do not edit.
 
 Every command takes `--context`, `--kubeconfig`, `--as` and `--as-group` as kubectl has them, behind the command. `-n`
-says where a migration is; `devices`, `nodes` and `version` take it and need none, since what they show belongs to no
-namespace, and `doctor` asks for your rights there. A migration is called `NAME`, `vfm/NAME` or `NAMESPACE/NAME`.
-Times are `90s`, `5m` or `300ms`; a plain number is milliseconds for `--downtime-limit`, and seconds for all others;
-`--timeout 0` looks once. The exit code is 0, or 1 if it failed, 2 if it was called wrongly, 130 after Ctrl-C.
-`doctor` ends with 1 if anything has failed or if less than half of it could be looked at; warnings alone are 0.
+says where a migration is; `devices`, `nodes`, `evacuate` and `version` take it and need none, since what they are
+about belongs to no namespace, and `doctor` asks for your rights there. A migration is called `NAME`, `vfm/NAME` or
+`NAMESPACE/NAME`. Times are `90s`, `5m` or `300ms`; a plain number is milliseconds for `--downtime-limit`, and seconds
+for all others; `--timeout 0` looks once. The exit code is 0, or 1 if it failed, 2 if it was called wrongly, 130 after
+Ctrl-C. `doctor` ends with 1 if anything has failed or if less than half of it could be looked at; warnings alone do
+not count.
 """
 
 
@@ -124,7 +125,8 @@ def _recorded(scene: SimulatedScene) -> Iterator[Screen]:
     )
     recorder.written("migrate", "move-back", *BACK, "--wait", code=1)
     yield recorder.record("explain-failed", "Why did it fail?", "explain", "move-back")
-    yield recorder.record("history", "What has been done", "history")
+    yield recorder.record("evacuate", "Empty a node", "evacuate", "node-b")
+    yield recorder.record("history", "What has been done", "history", "-A")
 
 
 def _store(screen: Screen) -> None:

@@ -52,7 +52,7 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=STAGES, action="append", help="one stage only")
-    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --; tests/e2e without any")
     given = parser.parse_args()
     stages = given.stage or list(STAGES)
     print("what the nodes run, built or from the cache", flush=True)
@@ -61,8 +61,9 @@ def main() -> int:
     for stage in stages:
         print(f"stage {stage}", flush=True)
         began = time.monotonic()
-        tests = [str(Path(sys.executable).with_name("pytest")), "tests/e2e", "-v", "-p", "no:cacheprovider", "-x"]
-        argv = [*([sys.executable, str(SANDBOX)] if stage == "local" else []), *tests, *given.pytest]
+        tests = [str(Path(sys.executable).with_name("pytest")), "-v", "-p", "no:cacheprovider", "-x"]
+        chosen = given.pytest or ["tests/e2e"]
+        argv = [*([sys.executable, str(SANDBOX)] if stage == "local" else []), *tests, *chosen]
         done = subprocess.run(argv, cwd=ROOT, env={**os.environ, "VFIO_E2E_STAGE": stage}, check=False)
         print(f"stage {stage}: {'passed' if done.returncode == 0 else 'FAILED'} in {time.monotonic() - began:.0f} s")
         failed += [stage] if done.returncode else []

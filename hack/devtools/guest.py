@@ -134,6 +134,7 @@ class Guest:
         link: Link | None = None,
         visible: Sequence[Path] = (),
         disk: Path | None = None,
+        processors: int = 1,
         artefacts: KernelArtefacts | None = None,
     ) -> Self:
         """Start a guest and return at once, before it has booted (so start all of them, then use them).
@@ -153,7 +154,7 @@ class Guest:
         own_share = share is None
         share = Path(tempfile.mkdtemp(prefix=f"guest-{name}-")) if share is None else share
         write_boot_files(share / ".guest", name, command, env or {}, link, visible)
-        argv = qemu_command(qemu, artefacts, share, memory_mib, hostfwd or {}, link, disk)
+        argv = qemu_command(qemu, artefacts, share, memory_mib, hostfwd or {}, link, disk, processors)
         return cls(name, share, launch(argv, share / "qemu.log"), own_share=own_share)
 
     def __enter__(self) -> Self:

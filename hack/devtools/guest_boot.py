@@ -81,12 +81,13 @@ def qemu_command(
     hostfwd: Mapping[int, int],
     link: Link | None,
     disk: Path | None = None,
+    processors: int = 1,
 ) -> list[str]:
     """QEMU's arguments for a guest."""
     forwards = [f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in hostfwd.items()]
     console = share / "console.log"
     command = [
-        qemu, "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "1",
+        qemu, "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", str(processors),
         "-m", str(memory_mib), "-nodefaults", "-no-user-config", "-display", "none",
         "-monitor", "none", "-no-reboot", "-serial", f"file:{console}",
         "-kernel", str(artefacts.vmlinux), "-initrd", str(artefacts.initrd), "-append", BOOT_ARGUMENTS,

@@ -204,47 +204,17 @@ class KernelNode:
         return self._ports[METRICS_PORT]
 
 
-class KernelStack(Stack):
-    """`Stack` whose nodes are two guests, each with `devices` mediated devices. Starts everything when entered."""
-
-    nodes: dict[str, KernelNode]  # type: ignore[assignment]  # not simulated, otherwise alike
-    operator: Child
-
-    def __init__(self, devices: int = 2, *, operator: bool = True, path: str = "auto"):
-        """See the class; without `operator` none is started. path: how agents open devices (their KERNEL_PATH).
-
-        Raises what `devtools.kernel.kernel_artefacts` and `ensure_qemu` raise where guests cannot be had.
-        """
-        kernel_artefacts()
-        ensure_qemu()
-        super().__init__(NODES, tls_sans=[HOST])
-        self._devices, self._with_operator = devices, operator
-        self.path = path
+class GuestStack(Stack):
+    """`Stack` whose nodes are in guests, which share the processors with whoever asks what has become of them."""
 
     @property
     def server_for_guests(self) -> str:
         """The API server's URL in the guests."""
         return f"https://{HOST}:{self.plane.server.rpartition(':')[2]}"
 
-    def __enter__(self) -> "KernelStack":
-        try:
-            self.nodes = {name: KernelNode(self, n, name, self._devices) for n, name in enumerate(NODES, 1)}
-            with ThreadPoolExecutor(len(self.nodes)) as pool:
-                preparing = [pool.submit(node.prepare) for node in self.nodes.values()]
-                super().__enter__()
-                self._proxy = KubeProxy(self.plane.environment, self.dir / "proxy.log")
-                self.closing.callback(self._proxy.close)
-                if self._with_operator:
-                    self.start_operator()  # by this thread: a child does not outlive the thread that started it
-                for prepared in preparing:
-                    prepared.result()
-                list(pool.map(KernelNode.start, self.nodes.values()))
-            self.devices_published(len(NODES) * self._devices, 60)
-        except BaseException as error:
-            self.explain(error)
-            self.closing.close()
-            raise
-        return self
+    def _ask_by_proxy(self) -> None:
+        self._proxy = KubeProxy(self.plane.environment, self.dir / "proxy.log")
+        self.closing.callback(self._proxy.close)
 
     def get(self, *arguments: str) -> Json:
         """`Stack.get`, without a kubectl for what is asked often."""
@@ -260,6 +230,43 @@ class KernelStack(Stack):
     def migrate(self, migration: Json) -> None:
         """Create a VFIOMigration in the namespace default."""
         self._proxy.create(f"{API}/namespaces/default/vfiomigrations", migration)
+
+
+class KernelStack(GuestStack):
+    """Its nodes are two guests, each with `devices` mediated devices. Starts everything when entered."""
+
+    nodes: dict[str, KernelNode]  # type: ignore[assignment]  # not simulated, otherwise alike
+    operator: Child
+
+    def __init__(self, devices: int = 2, *, operator: bool = True, path: str = "auto"):
+        """See the class; without `operator` none is started. path: how agents open devices (their KERNEL_PATH).
+
+        Raises what `devtools.kernel.kernel_artefacts` and `ensure_qemu` raise where guests cannot be had.
+        """
+        kernel_artefacts()
+        ensure_qemu()
+        super().__init__(NODES, tls_sans=[HOST])
+        self._devices, self._with_operator = devices, operator
+        self.path = path
+
+    def __enter__(self) -> "KernelStack":
+        try:
+            self.nodes = {name: KernelNode(self, n, name, self._devices) for n, name in enumerate(NODES, 1)}
+            with ThreadPoolExecutor(len(self.nodes)) as pool:
+                preparing = [pool.submit(node.prepare) for node in self.nodes.values()]
+                super().__enter__()
+                self._ask_by_proxy()
+                if self._with_operator:
+                    self.start_operator()  # by this thread: a child does not outlive the thread that started it
+                for prepared in preparing:
+                    prepared.result()
+                list(pool.map(KernelNode.start, self.nodes.values()))
+            self.devices_published(len(NODES) * self._devices, 60)
+        except BaseException as error:
+            self.explain(error)
+            self.closing.close()
+            raise
+        return self
 
     def explain(self, error: BaseException) -> None:
         """Add the last words of every process to an error."""

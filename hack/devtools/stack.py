@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,6 +62,7 @@ class SimulatedDevice:
     arc_latency_us: int = 100
     flags: Sequence[str] = ("STOP_COPY", "P2P", "PRE_COPY")
     model: str = "sim-vf"
+    arc_latencies_us: Mapping[str, int] = field(default_factory=dict)  # by "RESUMING->STOP": what takes another time
 
 
 class Node:
@@ -110,8 +111,8 @@ class Node:
             token, kubeconfig = self._stack.agent_credentials(self.name, self.dir, server)
         env = {
             "NODE_NAME": self.name,
-            "STATE_DIR": str(self.dir / "state"),
-            "RUNTIME_DIR": str(self.dir / "run"),
+            "STATE_DIR": str(self.records[0]),
+            "RUNTIME_DIR": str(self.records[1]),
             "KEEPER_SOCKET": str(self.dir / "keeper"),
             "BROKER_SOCKET": str(self.broker_socket),
             "SIMULATOR_SOCKET": str(self.simulator_socket),
@@ -134,6 +135,11 @@ class Node:
             {f"VFIO_AGENT_{key}": value for key, value in env.items()},
         )
         return self.agent
+
+    @property
+    def records(self) -> tuple[Path, Path]:
+        """The folders in which the agent remembers what it must: the durable one, and the one on a tmpfs."""
+        return self.dir / "state", self._stack.runtime(self.name)
 
     def metrics_port(self) -> int:
         """The port of the agent's /metrics."""
@@ -170,6 +176,7 @@ class Stack:
         self.closing.callback(_remove, self.dir)
         self.plane = Plane(nodes, fsync=fsync, apiserver_args=apiserver_args, tls_sans=tls_sans)
         self.nodes: dict[str, Node] = {}
+        self._runtime: Path | None = None
 
     def __enter__(self) -> "Stack":
         try:
@@ -245,6 +252,16 @@ class Stack:
     def operator_metrics_port(operator: Child) -> int:
         """The port of an operator's /metrics."""
         return int(_logged(operator, "operator started")["metrics_port"])
+
+    def runtime(self, node: str) -> Path:
+        """A node's folder that does not outlive a boot: as in a cluster, on a tmpfs if there is one."""
+        if self._runtime is None:
+            there = Path("/dev/shm")
+            self._runtime = Path(tempfile.mkdtemp(prefix="vs-", dir=there if os.access(there, os.W_OK) else self.dir))
+            self.closing.callback(_remove, self._runtime)
+        folder = self._runtime / node
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def add_node(self, name: str, devices: Sequence[SimulatedDevice], p2p: Mapping[str, int] | None = None) -> Node:
         """A node with simulated devices; its agent is started by `start_agent`."""

@@ -1,9 +1,10 @@
 """A cluster of real nodes as its users have it: kubectl, helm, and waiting for what they show."""
 
+import contextlib
 import json
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +41,17 @@ class Cluster:
         Raises CommandError.
         """
         return self._run([str(kubectl()), *arguments], stdin, check, timeout)
+
+    @contextlib.contextmanager
+    def kubectl_until(self, into: Path, *arguments: str) -> Iterator[None]:
+        """kubectl as cluster admin, for as long as the block runs, with its output in a file."""
+        with into.open("w") as output:
+            process = subprocess.Popen([str(kubectl()), *arguments], stdout=output, env=self.plane.environment)
+            try:
+                yield
+            finally:
+                process.terminate()
+                process.wait(30)
 
     def helm(self, *arguments: str, check: bool = True, timeout: float = 600) -> str:
         """Run helm as cluster admin. Raises CommandError."""

@@ -1,6 +1,7 @@
 """A cluster of nodes on this machine, inside the sandbox: everything but the machine's kernel is its own."""
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,32 @@ from devtools.plane import Plane
 
 FIRST_NUMBER = 11
 
+AUDITED = "audit.jsonl"  # in the cluster's folder: who deleted or evicted which pod, and what came of it
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {
+            "level": "Metadata",
+            "verbs": ["create", "delete"],
+            "resources": [{"group": "", "resources": ["pods", "pods/eviction"]}],
+        },
+        {"level": "None"},
+    ],
+}
+
+
+def _audited(folder: Path) -> list[str]:
+    policy = folder / "audit.json"
+    policy.write_text(json.dumps(AUDIT_POLICY))
+    return [
+        f"--audit-policy-file={policy}",
+        f"--audit-log-path={folder / AUDITED}",
+        "--audit-log-mode=blocking",
+        "--audit-log-format=json",
+    ]
+
 
 @contextlib.contextmanager
 def local_cluster(names: Sequence[str], images: Sequence[Path]) -> Iterator[Cluster]:
@@ -31,7 +58,11 @@ def local_cluster(names: Sequence[str], images: Sequence[Path]) -> Iterator[Clus
             nodes=names,
             host=API_ADDRESS,
             port=API_PORT,
-            apiserver_args=["--kubelet-preferred-address-types=InternalIP"],
+            apiserver_args=[
+                "--kubelet-preferred-address-types=InternalIP",
+                "--enable-aggregator-routing=true",  # webhooks at the pods of their Service: nobody serves cluster IPs
+                *_audited(folder),
+            ],
         )
         nodes: dict[str, LocalNode] = {}
         for number, name in enumerate(names, FIRST_NUMBER):

@@ -21,7 +21,7 @@ from devtools.cluster.node_files import (
     write_node_files,
 )
 from devtools.cluster.runtime import Runtime
-from devtools.cluster.sandbox import old_cgroups
+from devtools.cluster.sandbox import make_cgroup, old_cgroups
 from devtools.plane import Plane
 from devtools.processes import Child
 
@@ -67,7 +67,8 @@ class LocalNode:
         folder.mkdir()
         (folder / "containerd").mkdir()
         self._folders = NodeFolders(folder, runtime.folder, folder / "containerd")
-        write_node_files(folder, number, self._folders, old_cgroups=old_cgroups())
+        make_cgroup(name)
+        write_node_files(folder, number, self._folders, old_cgroups=old_cgroups(), cgroup_root=f"/{name}")
         self._network()
         enter = ["nsenter", f"--net=/run/netns/{name}", "unshare", "--mount", "sh", str(SCRIPT), str(folder)]
         self._holder = self._child("node", enter, "ready")

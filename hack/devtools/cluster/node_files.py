@@ -43,11 +43,16 @@ class NodeFolders:
         return self.sockets / "containerd.sock"
 
 
-def write_node_files(into: Path, number: int, folders: NodeFolders, *, old_cgroups: bool = False) -> None:
-    """Write containerd.toml, kubelet.yaml and cni/10-pods.conflist. old_cgroups: the node has cgroups of version 1."""
+def write_node_files(
+    into: Path, number: int, folders: NodeFolders, *, old_cgroups: bool = False, cgroup_root: str = "/"
+) -> None:
+    """Write containerd.toml, kubelet.yaml and cni/10-pods.conflist.
+
+    old_cgroups: the node has cgroups of version 1. cgroup_root: below which the pods' cgroups are.
+    """
     (into / "cni").mkdir(exist_ok=True)
     (into / "containerd.toml").write_text(_containerd(folders))
-    (into / "kubelet.yaml").write_text(json.dumps(_kubelet(folders, old_cgroups)))  # JSON is YAML
+    (into / "kubelet.yaml").write_text(json.dumps(_kubelet(folders, old_cgroups, cgroup_root)))  # JSON is YAML
     (into / "cni/10-pods.conflist").write_text(json.dumps(_network(number)))
 
 
@@ -79,15 +84,16 @@ disabled_plugins = {json.dumps(UNUSED_PLUGINS)}
 """
 
 
-def _kubelet(folders: NodeFolders, old_cgroups: bool) -> dict[str, object]:
+def _kubelet(folders: NodeFolders, old_cgroups: bool, cgroup_root: str) -> dict[str, object]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "failCgroupV1": False,
         "failSwapOn": False,
         "cgroupDriver": "cgroupfs",
-        # the node shares a machine: nothing above its pods is its own to limit
-        "cgroupsPerQOS": False,
+        # every pod has a cgroup, as on any node; nothing above the pods is the node's own to limit
+        "cgroupsPerQOS": True,
+        "cgroupRoot": cgroup_root,
         "enforceNodeAllocatable": [],
         "containerRuntimeEndpoint": f"unix://{folders.socket}",
         **({"oomScoreAdj": 0} if old_cgroups else {}),

@@ -29,6 +29,25 @@ def _hierarchies() -> list[Path]:
     return [CGROUPS / name for name in (*CONTROLLERS, "systemd") if (CGROUPS / name).is_dir()] or [CGROUPS]
 
 
+def make_cgroup(name: str) -> None:
+    """Make a cgroup of this name at the root of every hierarchy, for one node's pods."""
+    for hierarchy in _hierarchies():
+        group = hierarchy / name
+        group.mkdir()
+        if hierarchy.name == "cpuset":
+            _inherit_cpuset(group)
+        controllers = hierarchy / "cgroup.subtree_control"
+        if controllers.exists():
+            (group / "cgroup.subtree_control").write_text(
+                " ".join(f"+{each}" for each in controllers.read_text().split())
+            )
+
+
+def _inherit_cpuset(group: Path) -> None:
+    for file in ("cpuset.cpus", "cpuset.mems"):
+        (group / file).write_text((group.parent / file).read_text())
+
+
 def _own(hierarchy: Path) -> Path:
     """The cgroup of this process in a hierarchy."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -46,8 +65,7 @@ def _enter_cgroups(name: str) -> list[Path]:
         group.mkdir()
         made.append(group)
         if hierarchy.name == "cpuset":
-            for file in ("cpuset.cpus", "cpuset.mems"):
-                (group / file).write_text((group.parent / file).read_text())
+            _inherit_cpuset(group)
         (group / "cgroup.procs").write_text(str(os.getpid()))
     return made
 
@@ -66,6 +84,14 @@ def _leave_cgroups(made: list[Path]) -> None:
 
 def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
+
+
+def _thaw() -> None:
+    """What is frozen cannot be ended, and would keep the sandbox from ending."""
+    for states, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        for state in CGROUPS.rglob(states):
+            with contextlib.suppress(OSError):
+                state.write_text(thawed)
 
 
 def _inside(command: list[str]) -> int:
@@ -94,6 +120,7 @@ def _inside(command: list[str]) -> int:
     while True:
         pid, status = os.wait()
         if pid == child.pid:
+            _thaw()
             return os.waitstatus_to_exitcode(status)
 
 

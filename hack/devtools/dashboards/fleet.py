@@ -138,12 +138,13 @@ OUTCOMES = Row(
         Panel(
             "Queue by what is waited for",
             "ApiServer: rights, and what is recorded before the first effect. Inventory: agents and devices that are "
-            "not there yet. Claims: devices being reserved. Restart: the operator failed and tries again.",
+            "not there yet. Turn: as many run as may at once. Claims: devices being reserved. Restart: the operator "
+            "failed and tries again.",
             Kind.STACK,
             "short",
             (Query(f"sum by (waiting_for) ({of_operator('vfio_migrations_queued')})", "{{waiting_for}}"),),
             8,
-            "VFIOMigrationStuck",
+            "VFIOQueueStands",
         ),
         Panel(
             "Oldest in its phase",

@@ -15,12 +15,12 @@ if __name__ == "__main__":
     flag = Path(os.environ["VFIO_AGENT_FULL_DISK"])
     fill = journal._fill
 
-    def fill_or_refuse(path: Path, content: bytes, *, durable: bool) -> None:
+    def fill_or_refuse(path: str, content: bytes, *, durable: bool) -> None:
         """As the real one, on a disk that may be full."""
         if flag.exists():
             with flag.with_suffix(".hits").open("ab") as hits:
                 hits.write(b".")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         fill(path, content, durable=durable)
 
     journal._fill = fill_or_refuse

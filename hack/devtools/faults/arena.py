@@ -21,7 +21,7 @@ from devtools.stack import NAMESPACE, Json, Stack
 
 API, VERSION = "vfiomigration.io", "v1alpha1"
 OPERATOR = {
-    "HEARTBEAT_SECONDS": "0.5",
+    "HEARTBEAT_SECONDS": "0.3",
     "DEAD_SECONDS": "2",
     "PREPARE_SECONDS": "8",
     "RELEASE_SECONDS": "5",

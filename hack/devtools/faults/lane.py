@@ -103,14 +103,13 @@ class LaneNode:
         for child in (self.node.agent, self.node.keeper):
             if child is not None:
                 child.kill()
-        for folder in ("state", "run"):
-            shutil.rmtree(self.node.dir / folder, ignore_errors=True)
+        for folder in self.node.records:
+            shutil.rmtree(folder, ignore_errors=True)
         self.revive()
 
     def sessions(self, uid: str) -> list[str]:
         """Records that the agent still has of a migration's sessions."""
-        records = (self.node.dir / folder / "sessions" for folder in ("state", "run"))
-        return sorted({path.stem for folder in records for path in folder.glob(f"{uid}.*.json")})
+        return sorted({path.stem for folder in self.node.records for path in folder.glob(f"sessions/{uid}.*.json")})
 
     def close_devices(self) -> None:
         """Have the agent give up every device. Raises DeviceError or OSError if it does not."""

@@ -13,7 +13,8 @@ import grpc
 from devtools.fuzz.base import Feed, insist
 from devtools.fuzz.devices import Memory
 from devtools.fuzz.mutate import LARGE, change_message
-from devtools.fuzz.samples import UIDS, WORDS, command, hello, report
+from devtools.fuzz.pods import FrozenPod, forget_frozen
+from devtools.fuzz.samples import FROZEN, UIDS, WORDS, command, hello, report
 from devtools.fuzz.sockets import end_keeper, serve_keeper
 from devtools.stack import AGENT_NAMESPACE
 from vfio_agent.agent import Agent
@@ -23,6 +24,7 @@ from vfio_agent.keeper import KeeperClient
 from vfio_agent.link import Link
 from vfio_agent.link import hello as own_hello
 from vfio_agent.metrics import AgentMetrics
+from vfio_agent.pods import Pods
 from vfio_agent.receiver import DataServer
 from vfio_agent.session import Session
 from vfio_agent.surroundings import Surroundings
@@ -32,17 +34,19 @@ from vfio_api.errors import CommandError, Reason
 from vfio_api.names import AGENT_SERVICE_ACCOUNT
 from vfio_api.types import AgentHello, Command, Goal, MigrationKey, Outcome, Role, SessionReport
 from vfio_api.v1 import agent_pb2 as pb
-from vfio_operator.channel import MAX_LEAP, QUEUED_COMMANDS, AgentLink, Agents
+from vfio_operator.agent_stream import QUEUED_COMMANDS
+from vfio_operator.channel import MAX_LEAP, AgentLink, Agents
 from vfio_operator.history import History
 from vfio_operator.kube import Caller
 from vfio_operator.metrics import OperatorMetrics
 
 ADDRESSES = ("127.0.0.1:1", "", "nonsense", "127.0.0.1:99999999", "[::1]:1", "127.0.0.1:-1")
 PATIENCE = 30.0
+_STOPS = (DeviceState.PRE_COPY_P2P, DeviceState.RUNNING_P2P, DeviceState.STOP_COPY)
 _NEXT: dict[Role, dict[Goal | None, tuple[Goal, ...]]] = {
     Role.SOURCE: {
         None: (Goal.PREPARED,),
-        Goal.PREPARED: (Goal.PRE_COPY,),
+        Goal.PREPARED: (Goal.PRE_COPY, Goal.QUIESCED),
         Goal.PRE_COPY: (Goal.QUIESCED, Goal.STOP_COPY),
         Goal.QUIESCED: (Goal.STOP_COPY,),
         Goal.STOP_COPY: (Goal.RELEASED, Goal.RUNNING_P2P),
@@ -210,15 +214,23 @@ class AgentWorld:
         self.broken: list[str] = []
         self._server, self._sequence = server, 0
         metrics, self.backend = AgentMetrics("fuzz"), Memory(4, self._moved)
+        self.pod = FrozenPod(scratch / "host", FROZEN.pod_uid)
         self._holdings = Holdings({"memory": self.backend}, KeeperClient(scratch / "keeper.sock"), "boot-1")
         journal = Journal(scratch / "state", scratch / "run", "boot-1")
-        around = Surroundings(self._holdings, journal, server, arcs, metrics, lambda _session: None)
+        around = Surroundings(
+            self._holdings, journal, server, arcs, metrics, lambda _session: None, Pods(self.pod.folders)
+        )
         self.agent = Agent(around, 0)
         nobody: Any = None
         self.link = Link(self.agent, nobody, own_hello("1", "boot-1", "i", "127.0.0.1:1"), scratch, metrics)
 
     def _moved(self, address: str, state: DeviceState) -> None:
         """Every arc that a session has a device make, in its thread: what the design promises of it."""
+        source = self._pauses()
+        held = [s for s in self.agent.sessions() if any(d.address == address for d in s.held_devices())]
+        stops = state in _STOPS and source is not None and held == [source] and not source.facts.backward
+        if stops and not self.pod.frozen:
+            self.broken.append(f"{address} of a source goes to {state.name} and its pod is not frozen")
         for session in self.agent.sessions():
             if state in RUNS and any(d.address == address for d in session.held_devices()):
                 facts = session.facts
@@ -227,6 +239,11 @@ class AgentWorld:
                 back = facts.role is Role.SOURCE and facts.switchover and facts.backward
                 if back and facts.decision is not Outcome.ABORT:
                     self.broken.append(f"{address} of a source goes back to {state.name}: {facts}")
+
+    def _pauses(self) -> Session | None:
+        """The source session whose pod it is that can be frozen, if it is of no other session."""
+        concerned = [s for s in self.agent.sessions() if FROZEN in s.spec.workloads]
+        return concerned[0] if len(concerned) == 1 and concerned[0].facts.role is Role.SOURCE else None
 
     async def feed(self, rng: random.Random) -> int:
         """One connection of a mad operator; its messages are the inputs."""
@@ -240,6 +257,9 @@ class AgentWorld:
         await self._settle()
         await self._reports()
         insist(not self.broken, "; ".join(self.broken))
+        source = self._pauses()
+        if source is not None and source.reached in (Goal.QUIESCED, Goal.STOP_COPY) and not source.facts.backward:
+            insist(self.pod.frozen, f"devices have stopped and their pod is not frozen: {source.facts}")
         insist(len(self.agent.sessions()) <= wire.MAX_SESSIONS, "too many sessions")
         insist(len(self.agent._sent) <= 2 * wire.MAX_SESSIONS, f"{len(self.agent._sent)} sessions are remembered")
         if rng.random() < 0.05:
@@ -263,6 +283,14 @@ class AgentWorld:
                 if rng.random() < 0.05:
                     told.migration.uid = f"made-up-{rng.randrange(1 << 30)}"
                 told.migration.name = told.migration.uid  # a name is of one migration at a time
+                if told.migration.uid != UIDS[0]:  # and so is a pod
+                    forget_frozen(told)
+                for workload in told.spec.workloads:  # and who is asked by HTTP
+                    if workload.HasField("hook") and workload.hook.address.count(".") == 3:
+                        workload.hook.address, workload.hook.port = "127.0.0.1", 1
+                        workload.hook.retries = min(workload.hook.retries, 1)
+                    elif workload.HasField("hook"):
+                        workload.hook.address = "nowhere"
                 for peer in told.peers:  # what an operator names is dialled: nowhere but here
                     if peer.data_address != self._address():
                         peer.data_address = rng.choice(ADDRESSES)
@@ -291,6 +319,14 @@ class AgentWorld:
             for n in range(2):
                 told.spec.devices.add(name=f"gpu{n}", address=f"mem{first + n}", peer_node="other")
             told.spec.pre_copy = rng.random() < 0.9
+            if role is Role.SOURCE and rng.random() < 0.5:
+                told.spec.workloads.add(
+                    pod_uid=FROZEN.pod_uid,
+                    pod_namespace=FROZEN.pod_namespace,
+                    pod_name=FROZEN.pod_name,
+                    method=FROZEN.method,
+                    timeout_milliseconds=FROZEN.timeout_milliseconds,
+                )
         del told.peers[:]
         if other is not None:
             told.peers.add(node="other", data_address=self._address(), certificate=other.identity.certificate)
@@ -303,7 +339,7 @@ class AgentWorld:
     async def _reports(self) -> None:
         async with asyncio.timeout(PATIENCE):
             while self.agent._wake.is_set():
-                self.agent._told_at = 0.0  # as if long ago
+                self.agent._press.set()  # nobody waits for more to tell
                 for told in await self.agent.next_reports():
                     wire.report_from_wire(wire.report_to_wire(told))
                     failure = told.failure
@@ -314,6 +350,7 @@ class AgentWorld:
         for session in self.agent.sessions():
             await self._end(session)
         self.agent.highest_epoch = self._sequence = 0
+        self.pod.thaw()
         for address in list(self._holdings.all()):
             await asyncio.to_thread(self._holdings.release, address)
 

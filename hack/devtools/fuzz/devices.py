@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from errno import EBUSY, EINVAL, ENOENT
 
+from vfio_agent.devices.openers import Node
 from vfio_agent.devices.protocol import DeviceInfo, NoDataError, PrecopyInfo
 from vfio_api.device import DeviceState, MigrationFlags
 
@@ -25,6 +26,10 @@ class Stream:
         count = min(len(buffer), self._left)
         self._left -= count
         return count
+
+    def ready(self) -> bool:
+        """It does nothing that takes time."""
+        return True
 
     def write(self, data: memoryview) -> int:
         """Takes all."""
@@ -100,6 +105,10 @@ class Memory:
     def list(self) -> list[DeviceInfo]:
         """All of them."""
         return [DeviceInfo(address, "memory", "memory") for address in self._addresses]
+
+    def nodes(self) -> Sequence[Node]:
+        """Nothing says whose memory it is."""
+        return ()
 
     def open(self, address: str) -> MemoryDevice:
         """Exclusively."""

@@ -3,6 +3,7 @@
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -25,7 +26,7 @@ from vfio_agent.frames import (
 )
 from vfio_api import wire
 from vfio_api.errors import FrameError
-from vfio_api.types import AgentHello, Command, SessionReport
+from vfio_api.types import AgentHello, Command, PauseMethod, SessionReport, Workload
 from vfio_api.v1 import agent_pb2 as pb
 
 _USUAL: dict[FrameType | None, tuple[FrameType, ...]] = {
@@ -157,12 +158,27 @@ def _bounded(made: Command | SessionReport) -> None:
         devices = made.spec.devices if made.spec else ()
         insist(len(made.peers) <= wire.MAX_DEVICES and len(made.again) <= wire.MAX_DEVICES, "too many peers")
         insist(len({d.name for d in devices}) == len(devices), "a device twice")
+        _workloads(made.spec.workloads if made.spec else ())
         names = [made.migration.uid, *(d.name for d in devices), *(p.data_address for p in made.peers)]
     else:
         insist(len(made.devices) <= wire.MAX_DEVICES and len(made.timings) <= wire.MAX_TIMINGS, "too many devices")
         insist(all(t.microseconds <= wire.MAX_MEASURED for t in made.timings), "a count beyond its bound")
         names = [made.migration_uid, *(d.name for d in made.devices), *(t.step for t in made.timings)]
     insist(all(len(name) <= wire.MAX_NAME for name in names), "a name beyond its bound")
+
+
+def _workloads(pods: tuple[Workload, ...]) -> None:
+    insist(len(pods) <= wire.MAX_DEVICES, "too many pods")
+    insist(len({pod.pod_uid for pod in pods}) == len(pods), "a pod twice")
+    hooked = [pod.hook for pod in pods if pod.hook is not None]
+    insist(len(hooked) <= 1, "what one pod saves could be loaded by another")
+    for pod in pods:
+        insist((pod.hook is not None) == (pod.method is PauseMethod.HOOK), "a method without its hook")
+        insist(pod.timeout_milliseconds <= wire.MAX_PAUSE_MILLISECONDS, "a pause without an end")
+    for hook in hooked:
+        ip_address(hook.address)
+        insist(hook.timeout_milliseconds <= wire.MAX_PAUSE_MILLISECONDS, "a hook without an end")
+        insist(hook.retries <= wire.MAX_RETRIES and hook.port <= wire.MAX_PORT, "a hook beyond its bounds")
 
 
 Sample = Command | SessionReport | AgentHello
@@ -181,6 +197,8 @@ async def messages(_scratch: Path) -> AsyncIterator[Feed]:
         message = make(rng)
         for _ in range(rng.choice((0, 1, 1, 2, 4))):
             change_message(rng, message, WORDS)
+        if isinstance(message, pb.Command) and message.spec.workloads and rng.random() < 0.3:
+            change_message(rng, rng.choice(message.spec.workloads), WORDS)  # deep down it would hardly come to them
         raw = message.SerializeToString()
         if rng.random() < 0.3:
             raw = changed_bytes(rng, raw)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from devtools.fuzz.base import Feed, insist
 from devtools.fuzz.mutate import changed_json, json_bytes
+from devtools.fuzz.samples import WORKLOADS
 from vfio_agent import machine
 from vfio_agent.journal import Journal
 from vfio_agent.machine import SessionFacts
@@ -18,7 +19,9 @@ from vfio_api.errors import CommandError
 from vfio_api.types import Command, Goal, MigrationKey, Outcome, Role, SessionDevice, SessionSpec
 
 BOOT = "boot-1"
-SPEC = SessionSpec((SessionDevice("gpu0", "mem0", "other"), SessionDevice("gpu1", "mem1", "other")))
+SPEC = SessionSpec(
+    (SessionDevice("gpu0", "mem0", "other"), SessionDevice("gpu1", "mem1", "other")), workloads=WORKLOADS[:2]
+)
 EPOCH = 7
 _STARTS = (Goal.RUNNING_P2P, Goal.RUNNING)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from devtools.fuzz.answers import answers
 from devtools.fuzz.base import Result, Target, run
 from devtools.fuzz.control import agent, operator
 from devtools.fuzz.parsers import frames, messages, parses
@@ -27,6 +28,7 @@ TARGETS = (
     Target("journal", 15, journal_files),
     Target("keeper", 50, keeper),
     Target("broker", 40, broker),
+    Target("hooks", 10, answers),
 )
 
 

@@ -13,20 +13,30 @@ from vfio_api.types import (
     DeviceReport,
     Failure,
     Goal,
+    Hook,
     MigrationKey,
     Outcome,
+    PauseMethod,
     Peer,
     Role,
     SessionDevice,
     SessionReport,
     SessionSpec,
     Timing,
+    Workload,
 )
 from vfio_api.v1 import agent_pb2 as pb
 
 UIDS = ("uid-1", "uid-2", "0b7f3ad8-1f7c-4c9e-9a52-7f5a0c7d0f11")
 WORDS = (*(str(each.value) for kind in (Role, Goal, Outcome) for each in kind), *UIDS, "gpu0", "gpu1", "mem0", "mem1")
 DEVICES = (SessionDevice("gpu0", "mem0", "other"), SessionDevice("gpu1", "mem1", "other"))
+PODS = ("a3949ec7-2bdc-4081-b0de-abc3065637b2", "0d4f1f3c-9a0e-4a53-8c1f-5f6f0e1c2a3b")
+FROZEN = Workload("11111111-2bdc-4081-b0de-abc3065637b2", "team", "cache", PauseMethod.FREEZE, 50)  # of no sample
+WORKLOADS = (
+    Workload(PODS[0], "team", "web", PauseMethod.FREEZE, 50, moved=True),
+    Workload(PODS[1], "team", "db", PauseMethod.HOOK, 50, Hook("127.0.0.1", 1, "/vfio", 50, 0)),
+    Workload(PODS[1], "team", "db"),
+)
 FLAGS = MigrationFlags.STOP_COPY | MigrationFlags.P2P | MigrationFlags.PRE_COPY
 
 
@@ -53,10 +63,15 @@ def command(rng: random.Random) -> pb.Command:
             rng.randrange(1, 50),
             rng.choice((0, 50, 1000)),
             rng.choice((None, None, Outcome.COMMIT, Outcome.ABORT)),
-            SessionSpec(DEVICES) if goal is Goal.PREPARED else None,
+            SessionSpec(DEVICES, workloads=workloads(rng)) if goal is Goal.PREPARED else None,
             (Peer("other", "127.0.0.1:1", certificate()),) if rng.random() < 0.8 else (),
         )
     )
+
+
+def workloads(rng: random.Random) -> tuple[Workload, ...]:
+    """Pods of a session: mostly none, at most one by its hook."""
+    return rng.choice(((), (), WORKLOADS[:1], WORKLOADS[1:2], WORKLOADS[2:], WORKLOADS[:2]))
 
 
 def report(rng: random.Random) -> pb.SessionReport:

@@ -13,10 +13,13 @@ from typing import Any
 from devtools.fuzz.base import Feed, insist
 from devtools.fuzz.devices import Memory
 from devtools.fuzz.mutate import json_bytes
+from devtools.fuzz.pods import RUNS, FewPods
+from vfio_agent import broker as broking
 from vfio_agent import keeper as keeping
 from vfio_agent.broker import Broker
 from vfio_agent.holdings import Holdings
 from vfio_agent.keeper import MAX_FDS, MAX_MESSAGE, Keeper, KeeperClient
+from vfio_agent.pods import NodeFolders, Pods
 
 NAMES = ("mem0", "mem1", "0000:3b:00.2")
 REQUESTS: tuple[dict[str, Any], ...] = (
@@ -134,35 +137,74 @@ def end_keeper(listener: socket.socket, thread: threading.Thread) -> None:
     thread.join(5)
 
 
+def _converse(serving: Broker, raw: bytes, *, leaves: bool) -> tuple[bool, Any]:
+    """Whether descriptors came, and the last answer. leaves: who asks does not wait."""
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    got, reply = False, {"error": "none"}
+    with mine:
+        mine.send(raw or b" ")
+        if leaves:
+            mine.shutdown(socket.SHUT_WR)
+        with theirs:
+            serving._serve(theirs)
+        while True:
+            answer, fds, _, _ = socket.recv_fds(mine, 4096, 8)
+            if not answer:
+                return got, reply
+            reply = json.loads(answer)
+            got = got or bool(fds)
+            for fd in fds:
+                os.close(fd)
+
+
 @asynccontextmanager
 async def broker(scratch: Path) -> AsyncIterator[Feed]:
     """What a workload asks of the agent."""
     listener, thread = serve_keeper(scratch / "keeper.sock")
-    backend = Memory(4)
+    backend, pods = Memory(4), FewPods(scratch)
     holdings = Holdings({backend.name: backend}, KeeperClient(scratch / "keeper.sock"), "boot-1")
     serving = Broker(
-        scratch / "broker.sock", holdings, lambda: None, lambda address: "team/m" if address == "mem3" else ""
+        scratch / "broker.sock",
+        holdings,
+        Pods(NodeFolders(proc=scratch)),
+        lambda: None,
+        lambda address: "team/m" if address == "mem3" else "",
+        pods.incoming,
     )
-    samples = [{"open": "mem0", "workload": "w"}, {"close": "mem0"}, {"open": "mem3"}, {"close": "mem3"}]
+    samples: list[dict[str, object]] = [
+        {"open": "mem0", "workload": "w"},
+        {"close": "mem0"},
+        {"open": "mem3"},
+        {"close": "mem3"},
+        {"open": "mem1"},
+        {"close": "mem1"},
+        {"adopt": "mem1", "fd": 0},
+        {"take": True},
+    ]
 
     async def feed(rng: random.Random) -> int:
         request = rng.choice(samples)
         raw = json.dumps(request).encode() if rng.random() < 0.2 else json_bytes(rng, request)
-        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with mine, theirs:
-            mine.send(raw or b" ")
-            serving._serve(theirs)
-            answer, fds, _, _ = socket.recv_fds(mine, 4096, 8)
-        for fd in fds:
-            os.close(fd)
-        reply = json.loads(answer)
-        insist("error" in reply or bool(fds) == ("backend" in reply), f"{request} is answered {reply}")
+        pods.shuffle(rng)
+        before = {address: held.pod for address, held in holdings.all().items()}
+        fds, reply = _converse(serving, raw, leaves=rng.random() < 0.2)
+        insist("error" in reply or "running" in reply or fds == ("backend" in reply), f"{request}: {reply}")
         insist(set(holdings.all()) <= {f"mem{n}" for n in range(4)}, "a device that is none is open")
+        for address, owner in before.items():
+            if owner == RUNS and pods.peer not in (owner, ""):
+                held = holdings.get(address)
+                insist(held is not None and held.pod == owner, f"a pod took another's device: {request}")
+        insist(not serving._takers, f"{serving._takers} wait for ever")
+        # the keeper's thread may not have hung up yet
+        insist(open_files() - len(holdings.all()) * 2 <= files + 2, "descriptors leaked")
         return 1
 
+    files, patience = open_files(), broking.LOOK_SECONDS
+    broking.LOOK_SECONDS = 0.0001
     try:
         yield feed
     finally:
+        broking.LOOK_SECONDS = patience
         for address in list(holdings.all()):
             holdings.release(address)
         serving._listener.close()
