@@ -1,18 +1,20 @@
 """vfio-agent whose barriers are passed although an arc failed, as QEMU's are: its vm_state_notify has no result."""
 
-import asyncio
-from functools import partial
+from collections.abc import Sequence
+from contextlib import suppress
 
 from vfio_agent.__main__ import main
-from vfio_agent.machine import Round
-from vfio_agent.session import Session
+from vfio_agent.passage import Moves
+from vfio_api.device import DeviceState
+
+_make = Moves.make
 
 
-async def _move(self: Session, planned: Round) -> None:
-    moves = [self.blocking(partial(self.set_state, name, state)) for name, state in planned.moves]
-    await asyncio.gather(*moves, return_exceptions=True)
+def _make_what_can_be(self: Moves, moves: Sequence[tuple[str, DeviceState]]) -> None:
+    with suppress(Exception):
+        _make(self, moves)
 
 
 if __name__ == "__main__":
-    Session.move = _move
+    Moves.make = _make_what_can_be
     main()

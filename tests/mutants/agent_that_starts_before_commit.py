@@ -7,8 +7,8 @@ from vfio_api.device import DeviceState
 _vote = TargetSide._vote
 
 
-def _vote_and_start(self: TargetSide, name: str, load: int) -> None:
-    _vote(self, name, load)
+def _vote_and_start(self: TargetSide) -> None:
+    _vote(self)
     if self._session.facts.loaded:
         for state in (DeviceState.RUNNING_P2P, DeviceState.RUNNING):
             for device in self._session.spec.devices:

@@ -14,7 +14,7 @@ def _taken_for_loaded(self: Session, name: str) -> DeviceState:
 
 
 def _accept(self: TargetSide, name: str, load: int, _config: bytes) -> None:
-    self._session.on_loop(self._vote, name, load)
+    self._has_loaded(name, load)
 
 
 if __name__ == "__main__":

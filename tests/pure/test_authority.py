@@ -17,6 +17,7 @@ from vfio_operator.requester import (
     Permissions,
     Requester,
     Wanted,
+    pod_verdict,
     requester_of,
     shown,
     stamp_of,
@@ -142,6 +143,25 @@ def test_who_may_delete_the_pod_may_take_its_devices_but_no_targets() -> None:
     failure = decide(("node-b-5e", NO), pod=True)
     assert failure is not None
     assert "target device" in failure.message
+
+
+def test_who_has_a_pod_moved_must_be_allowed_to_delete_it_and_to_create_pods() -> None:
+    assert pod_verdict(JANE, "team", "web", YES, YES) is None
+    failure = pod_verdict(JANE, "team", "web", NO, NO)
+    assert failure is not None
+    assert failure.reason is Reason.FORBIDDEN_POD
+    assert failure.message == (
+        "spec.source: user jane may not delete pod team/web, and a pod that is moved is deleted in the end: the verb "
+        "delete on pods/web in namespace team is missing; check with `kubectl auth can-i delete pods/web -n team "
+        "--as=jane`, have a role with that verb bound, then delete and create the migration again"
+    )
+    failure = pod_verdict(JANE, "team", "web", YES, Access(False, "webhook is away"))
+    assert failure is not None
+    assert failure.message == (
+        "spec.source: user jane may not create pods in namespace team, and pod team/web gets a counterpart: the verb "
+        "create on pods in namespace team is missing (webhook is away); check with `kubectl auth can-i create pods "
+        "-n team --as=jane`, have a role with that verb bound, then delete and create the migration again"
+    )
 
 
 def test_a_device_that_is_a_target_too_is_not_the_pods_alone() -> None:

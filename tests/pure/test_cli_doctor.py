@@ -13,13 +13,14 @@ from vfio_cli.checks import (
     MUTATING_POLICIES,
     VALIDATING_POLICIES,
     Installation,
-    Level,
     crd_names,
     examine,
     rights_needed,
     worst,
 )
+from vfio_cli.findings import Level
 from vfio_cli.problems import UserError
+from vfio_cli.rivals import rivals
 
 NOW = datetime(2026, 11, 26, 1, 0, tzinfo=UTC)
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -27,6 +28,12 @@ READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 
 def named(name: str, namespace: str = "", **rest: Any) -> dict[str, Any]:
     return {"metadata": {"name": name, "namespace": namespace, "labels": {}}, **rest}
+
+
+def policy(name: str, namespace: dict[str, str], migration: dict[str, str] | None = None) -> dict[str, Any]:
+    """A VFIOMigrationPolicy by what it selects."""
+    spec = {"namespaceSelector": namespace, "migrationSelector": migration or {}, "priority": 1}
+    return named(name, spec=spec) | {"apiVersion": "vfiomigration.io/v1alpha1", "kind": "VFIOMigrationPolicy"}
 
 
 def sound() -> dict[str, Any]:
@@ -59,6 +66,8 @@ def sound() -> dict[str, Any]:
         "pods": [{"spec": {"serviceAccountName": "vfio-agent", "nodeName": "node-a"}, "status": READY}],
         "nodes": [named("node-a", status=READY)],
         "devices": [{"spec": {"nodeName": "node-a"}}],
+        "migration_policies": [policy("gold", {"team": "a"}), policy("other", {"team": "b"})],
+        "webhook": None,
         "rights": [],
     }
     copied: dict[str, Any] = json.loads(json.dumps(found))  # shares nothing: a fault in one is not in another
@@ -75,7 +84,7 @@ def examined(found: dict[str, Any]) -> dict[str, Any]:
 def test_a_sound_installation_has_no_fault():
     found = examined(sound())
     assert {finding.level for finding in found.values()} == {Level.OK}
-    assert len(found) == len(crd_names()) + len(VALIDATING_POLICIES) + len(MUTATING_POLICIES) + 8
+    assert len(found) == len(crd_names()) + len(VALIDATING_POLICIES) + len(MUTATING_POLICIES) + 10
     assert "held by op-1 at 10.0.0.1:8443, epoch 4, renewed 2s ago" in found["Lease vfio-migration/vfio-operator"].text
 
 
@@ -134,6 +143,28 @@ FAULTS: list[tuple[tuple[Any, ...], Any, str, Level, str]] = [
     (("devices",), [], "agent on node-a", WARNING, "publishes no device"),
     (("crds", CRD), UserError("x", "forbidden", "ask", status=403), f"CRD {CRD}", WARNING, "could not be looked at"),
     (("devices",), UserError("x", "forbidden", "ask", status=403), "agents", WARNING, "could not be looked at"),
+    (("migration_policies", 0, "spec", "priority"), 5000, "Policy gold", WARNING, "counts for nothing"),
+    (
+        ("migration_policies", 0, "spec", "namespaceSelector"),
+        {"team": "b"},
+        "VFIOMigrationPolicies gold and other",
+        WARNING,
+        "one with the namespace's labels team=b is refused (PolicyConflict)",
+    ),
+    (
+        ("webhook",),
+        {"webhooks": [{"failurePolicy": "Fail", "clientConfig": {"caBundle": "x"}}]},
+        "eviction webhook",
+        FAILED,
+        "no pod of the cluster can be evicted",
+    ),
+    (
+        ("webhook",),
+        {"webhooks": [{"failurePolicy": "Ignore", "clientConfig": {}}]},
+        "eviction webhook",
+        WARNING,
+        "cannot ask it",
+    ),
 ]
 
 
@@ -194,7 +225,7 @@ def test_who_may_look_at_nearly_nothing_has_found_nothing_sound():
     found["pods"] = forbidden("pods")
     made = examined(found)
     assert made["the whole"].level is Level.FAILED
-    assert "only 4 of " in made["the whole"].text
+    assert "only 6 of " in made["the whole"].text
 
 
 def test_a_missing_right_names_the_role_that_gives_it():
@@ -205,3 +236,30 @@ def test_a_missing_right_names_the_role_that_gives_it():
     assert "ClusterRole vfio-device-user to you" in steps["you may not use vfiodevices"]
     assert steps["you may not get vfiomigrations in namespace lab"].endswith("ClusterRole view to you in namespace lab")
     assert steps["you may not create vfiomigrations in namespace lab"].endswith("edit to you in namespace lab")
+
+
+def test_the_webhook_may_be_on_or_off():
+    on = {"webhooks": [{"failurePolicy": "Ignore", "clientConfig": {"caBundle": "x"}}]}
+    said = {
+        key: examined(sound() | {"webhook": found})["eviction webhook"] for key, found in (("on", on), ("off", None))
+    }
+    assert {finding.level for finding in said.values()} == {Level.OK}
+    assert {key: finding.text.partition(":")[0] for key, finding in said.items()} == {"on": "is on", "off": "is off"}
+
+
+A, B, GOLD = {"team": "a"}, {"team": "b"}, {"tier": "gold"}
+
+
+@pytest.mark.parametrize(
+    ("policies", "found"),
+    [
+        ([policy("x", A), policy("y", B)], []),  # no namespace has both
+        ([policy("x", A), policy("y", {}, GOLD)], [(("x", "y"), A, GOLD)]),
+        ([policy("x", A), policy("y", {"zone": "1"}, GOLD)], []),  # the second names more
+        ([policy("x", {}), policy("y", {})], [(("x", "y"), {}, {})]),
+        ([policy("x", A), policy("y", {}, GOLD), policy("z", A, GOLD)], []),  # the third is more specific
+        ([policy("x", A), policy("y", {}, GOLD), policy("z", B, GOLD)], [(("x", "y"), A, GOLD)]),
+    ],
+)
+def test_policies_are_in_conflict_where_both_select_and_none_counts_more(policies, found):
+    assert [(two.names, two.namespace, two.migration) for two in rivals(policies)] == found

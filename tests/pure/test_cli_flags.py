@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfio_api.models_migration import Mode, VFIOMigration
+from vfio_api.types import PauseMethod
 from vfio_cli.durations import seconds, spans, whole
 from vfio_cli.fields import age_text, columns, size_text, word_of
-from vfio_cli.manifest import build, documents, from_document, migrate_command, pair_up, selection
+from vfio_cli.manifest import build, documents, from_document, migrate_command, pair_up, pausing, selection
 from vfio_cli.naming import Named, check_namespace, existing
 from vfio_cli.problems import FAILED, USAGE, UserError, refused, unreachable
 
@@ -56,9 +57,63 @@ def test_the_shorthand_names_a_node_or_a_pod_and_a_node():
         ([], [], "a", None, None),
         ([], [], "a", "p", "b"),
         (["a/x"], ["b/x"], None, None, "b"),
+        (["a/x"], ["b/x"], None, None, None, "q"),
+        ([], [], None, "p", "b", "q"),
+        ([], [], "a", None, None, "q"),
     ):
         with pytest.raises(UserError, match="expected"):
             selection(*wrong)
+
+
+def test_a_pod_moves_onto_a_node_or_onto_a_pod():
+    made = selection([], [], None, "p", None, "q")
+    assert made == {"source": {"podName": "p"}, "target": {"podName": "q"}}
+    assert migrate_command(made, []) == "kubectl vfio migrate --from-pod p --to-pod q"
+
+
+FREEZE, HOOK, NONE = PauseMethod.FREEZE, PauseMethod.HOOK, PauseMethod.NONE
+
+
+@pytest.mark.parametrize(
+    ("method", "hook", "seconds", "pause"),
+    [
+        (NONE, None, None, {"method": "None"}),
+        (FREEZE, None, None, {"method": "Freeze"}),
+        (FREEZE, None, 9, {"method": "Freeze", "timeoutSeconds": 9}),
+        (None, None, 9, {"method": "Freeze", "timeoutSeconds": 9}),
+        (HOOK, "8080", None, {"method": "Hook", "hook": {"port": 8080}}),
+        (HOOK, "8080/vfio/v1", 3, {"method": "Hook", "timeoutSeconds": 3, "hook": {"port": 8080, "path": "/vfio/v1"}}),
+    ],
+)
+def test_how_a_pod_is_paused_is_as_the_model_has_it(method, hook, seconds, pause):
+    made = pausing(method, hook, seconds, moves_pod=True)
+    assert made == {"workload": {"pause": pause}}
+    VFIOMigration.model_validate(build(Mode.MIGRATE, "m", selection([], [], None, "p", "b") | made, {}, None))
+
+
+def test_without_a_flag_nothing_is_said_of_pausing():
+    assert pausing(None, None, None, moves_pod=True) == {}
+    assert pausing(FREEZE, None, None, moves_pod=False) == {"workload": {"pause": {"method": "Freeze"}}}
+
+
+@pytest.mark.parametrize(
+    ("method", "hook", "seconds", "moves_pod", "said"),
+    [
+        (HOOK, None, None, True, "found --pause hook without --hook"),
+        (FREEZE, "8080", None, True, "found --hook without --pause hook"),
+        (None, "8080", None, True, "found --hook without --pause hook"),
+        (HOOK, "8080", None, False, "--pause hook: expected --from-pod beside it, found none; use --pause freeze"),
+        (HOOK, "/vfio", None, True, "--hook /vfio: expected PORT or PORT/PATH"),
+        (HOOK, "http://h:80/vfio", None, True, "expected PORT or PORT/PATH"),
+        (NONE, None, 5, True, "--pause-timeout: expected --pause freeze or --pause hook beside it"),
+        (None, None, 5, False, "--pause-timeout: expected --pause freeze"),
+    ],
+)
+def test_flags_about_pausing_that_do_not_fit_are_named(method, hook, seconds, moves_pod, said):
+    with pytest.raises(UserError) as raised:
+        pausing(method, hook, seconds, moves_pod=moves_pod)
+    assert said in str(raised.value)
+    assert raised.value.code == USAGE
 
 
 def test_what_is_built_is_a_migration_with_only_what_was_said():

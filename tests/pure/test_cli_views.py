@@ -67,6 +67,13 @@ def test_a_migration_that_has_succeeded():
     assert any(line.endswith("100%  200 MiB  Succeeded") for line in lines)
 
 
+def test_a_limit_that_a_policy_or_the_default_says_is_shown_once_it_has_begun():
+    unsaid = replace(SCALE, limit_milliseconds=None)
+    assert "  downtime: predicted 900 ms" in drawn(COPYING, unsaid)
+    resolved = COPYING | {"strategy": {"downtimeLimitMilliseconds": 300}}
+    assert "  downtime: predicted 900 ms, limit 300 ms: not within it yet" in drawn(resolved, unsaid)
+
+
 def test_one_that_failed_ends_its_track_there():
     assert drawn(FAILED, SCALE)[1].endswith("Switchover · Starting · Failed")
 
@@ -190,6 +197,99 @@ def test_events_of_another_object_of_the_same_name_are_left_out():
         "50s ago  Normal Preparing: early",
         "40s ago  Normal Converged: late",
     )
+
+
+def moved(status, *, target=None):
+    """A migration of a pod."""
+    body = migration(status)
+    del body["spec"]["devices"]
+    body["spec"] |= {"source": {"podName": "counter"}, "target": target or {"nodeName": "node-b"}}
+    return body
+
+
+PODS = {
+    "sourcePod": {"name": "counter", "uid": "u1", "nodeName": "node-a"},
+    "targetPod": {"name": "counter-1a2b3c4d", "uid": "u2", "nodeName": "node-b"},
+}
+
+
+def refused(reason, message="found so", **more):
+    ends = (condition("Finished", "True", "Failed"), condition("Succeeded", "False", reason, message))
+    return {"phase": "Failed", "message": message, "conditions": conditions(0, *ends), **more}
+
+
+def test_a_pod_that_moves_is_shown_with_its_devices_and_who_takes_its_place():
+    story = explain(Case(moved(COPYING | {"workload": PODS}), None, (), (), NOW))
+    assert story.sentences[0] == "It moves pod counter with 2 devices (gpu0, gpu1), node-a → node-b."
+    assert story.sentences[1] == ("The pods: counter on node-a with 2 devices → pod counter-1a2b3c4d on node-b.")
+    first = explain(Case(moved(None), None, (), (), NOW)).sentences[0]
+    assert first == "It moves pod counter with its devices, pod counter → node-b."
+    onto = moved(None, target={"podName": "taker"})
+    assert explain(Case(onto, None, (), (), NOW)).sentences[0].endswith("pod counter → pod taker.")
+
+
+def test_a_plan_of_a_pod_shows_its_whole_set_and_names_no_counterpart_that_nobody_will_have():
+    ends = (condition("Finished", "True", "Succeeded"), condition("Succeeded", "True", "Planned", "fine"))
+    status = {"phase": "Succeeded", "message": "2 pairs can migrate", "conditions": conditions(0, *ends)}
+    status |= {"pairs": [pair(0), pair(1)], "workload": {"sourcePod": PODS["sourcePod"]}}
+    status["feasibility"] = [{"name": f"gpu{n}", "feasible": True} for n in (0, 1)]
+    body = moved(status)
+    body["spec"]["mode"] = "Plan"
+    lines = [f"{line.label}: {line.text}" for line in outcome(body)]
+    assert lines[:3] == [
+        "pod: counter on node-a with 2 devices → a counterpart on node-b",
+        "gpu0: node-a/sim0 → node-b/sim0",
+        "gpu1: node-a/sim1 → node-b/sim1",
+    ]
+
+
+def test_one_that_waits_for_its_turn_says_which_it_is():
+    waiting = {
+        "phase": "Pending",
+        "message": "queued: number 2 of 4: 5 migrations run, at most 5 may at once",
+        "queuePosition": 2,
+        "policy": "gold",
+        "conditions": conditions(0),
+    }
+    assert drawn(waiting, SCALE)[-2:] == [
+        f"  all  {'─' * 26}   0%  0 B  Pending  number 2 of those that wait",
+        "  queued: number 2 of 4: 5 migrations run, at most 5 may at once",
+    ]
+    story = told(waiting)
+    assert "It waits for others to end: it is number 2 of those that wait." in story.sentences
+    assert "What its spec does not say is as VFIOMigrationPolicy gold says." in story.sentences
+    assert "Just now: queued: number 2 of 4: 5 migrations run, at most 5 may at once." in story.sentences
+
+
+@pytest.mark.parametrize(
+    ("reason", "step"),
+    [
+        ("PodNotMovable", "kubectl describe pod counter -n lab"),
+        ("PodDevicesSplit", "kubectl get vfd -o wide"),
+        ("DeviceAmbiguous", "docs/guide/connect-a-workload.md"),
+        ("ForbiddenPod", "kubectl auth can-i delete pods -n lab; kubectl auth can-i create pods -n lab"),
+        ("PolicyConflict", "kubectl vfio doctor"),
+        ("NodeBeingEmptied", "kubectl get vfe"),
+        ("PodGone", "kubectl events --for pod/counter -n lab"),
+        ("TargetPodFailed", "kubectl events --for pod/counter-1a2b3c4d -n lab"),
+        ("PauseFailed", "kubectl logs counter -n lab"),
+        ("ResumeFailed", "kubectl logs counter -n lab"),
+    ],
+)
+def test_what_went_wrong_with_a_pod_is_told_with_the_command_that_shows_it(reason, step):
+    story = explain(Case(moved(refused(reason, workload=PODS)), None, (), (), NOW))
+    assert f"{reason}: {Reason(reason).meaning}" in story.sentences
+    assert story.next_steps[0] == Reason(reason).next_step
+    assert any(step in each for each in story.next_steps[1:]), story.next_steps
+
+
+def test_a_command_about_a_pod_that_nobody_knows_is_left_out():
+    story = told(refused("PauseFailed"))
+    assert not any("kubectl logs" in step for step in story.next_steps)
+    assert any("Nothing is lost" in sentence for sentence in story.sentences)
+    paused = told(refused("ResumeFailed")).sentences
+    assert any("may be paused still" in sentence for sentence in paused)
+    assert not any("Nothing is lost" in sentence for sentence in paused)
 
 
 def test_a_plan_says_of_each_pair_whether_and_why_not():

@@ -15,7 +15,6 @@ from vfio_api.device import DeviceState
 from vfio_api.models import (
     RESOURCES,
     Mode,
-    PreCopy,
     Resource,
     VFIODevice,
     VFIOMigration,
@@ -23,7 +22,10 @@ from vfio_api.models import (
     device_object_name,
     parse_quantity,
 )
+from vfio_api.models_strategy import PreCopy, Strategy
 from vfio_api.quantity import PATTERN
+from vfio_operator.observed import Strategy as Resolved
+from vfio_operator.policies import resolve_strategy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CRDS = REPOSITORY / "crds"
@@ -63,6 +65,8 @@ def test_cli_writes_into_a_new_directory(tmp_path: Path) -> None:
     assert main([str(tmp_path / "new")]) == 0
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "vfiodevices.yaml",
+        "vfioevacuations.yaml",
+        "vfiomigrationpolicies.yaml",
         "vfiomigrations.yaml",
         "vfioswitchovers.yaml",
     }
@@ -104,7 +108,9 @@ def test_schema_is_structural(kind: type[Resource]) -> None:
 
 @KINDS
 def test_status_has_no_defaults(kind: type[Resource]) -> None:
-    status = schema_of(kind)["properties"]["status"]
+    properties = schema_of(kind)["properties"]
+    assert ("status" in properties) == ("status" in kind.model_fields)
+    status = properties.get("status", {})  # a policy has none
     assert [path for path, field in fields(status) if "default" in field] == []
 
 
@@ -166,14 +172,23 @@ MIGRATION = {
 
 def test_defaults_of_the_model_are_those_of_the_design() -> None:
     migration = VFIOMigration.model_validate(MIGRATION)
-    strategy = migration.spec.strategy
     assert (migration.spec.mode, migration.spec.cancel) == (Mode.MIGRATE, False)
-    assert migration.spec.ttl_seconds_after_finished is None
-    assert strategy.downtime_limit_milliseconds == 300
-    assert (strategy.pre_copy, strategy.convergence_timeout_seconds) == (PreCopy.AUTO, 300)
-    assert (strategy.on_convergence_timeout, strategy.switchover_ack) == ("Abort", True)
-    assert strategy.switchover_timeout_seconds == 30
-    assert strategy.bandwidth_limit() == 5 * 2**30
+    assert (migration.spec.ttl_seconds_after_finished, migration.spec.priority) == (None, None)
+    assert migration.spec.strategy.bandwidth_limit() == 5 * 2**30
+
+
+def test_what_a_strategy_does_not_say_is_left_to_the_policy_and_then_to_the_design() -> None:
+    """A default in the schema would outrank every policy."""
+    assert Strategy().to_dict() == {}
+    assert resolve_strategy(Strategy(), None) == Resolved(
+        downtime_limit_milliseconds=300,
+        pre_copy=PreCopy.AUTO,
+        convergence_timeout_seconds=300,
+        switch_over_on_timeout=False,
+        switchover_ack=True,
+        switchover_timeout_seconds=30,
+        bandwidth_limit_bytes_per_second=0,
+    )
 
 
 def test_models_survive_a_round_trip() -> None:

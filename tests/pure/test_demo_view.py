@@ -20,7 +20,8 @@ from vfio_cli.fields import condition
 from vfio_cli.live import MigrationView
 from vfio_cli.progress import Scale
 from vfio_cli.terminal import View
-from vfio_cli.waterfall import Bar, chart, duration_text, operator_steps, overview, switchover
+from vfio_cli.waterfall import DOWN_STEPS, WORDS, Bar, chart, duration_text, operator_steps, overview, switchover
+from vfio_operator.metrics import STEPS
 
 
 def timing(step: str, microseconds: int) -> dict[str, Any]:
@@ -62,6 +63,21 @@ def test_the_overview_has_the_downtime_as_one_bar():
         "SWITCHOVER",
         "drop claims",
     ]
+
+
+def test_a_workload_that_is_paused_and_resumed_is_in_the_picture_of_its_downtime():
+    bars = switchover([*ONE_NODE_EACH, timing("Agent/Pause", 4_000), timing("Agent/Resume", 700)])
+    spans = [(bar.label.strip(), bar.start, bar.end) for bar in bars]
+    assert spans[:3] == [
+        ("pause the workload", 0, 4_000),
+        ("A  sources quiesce P2P", 4_000, 7_000),
+        ("B  sources STOP_COPY", 7_000, 9_000),
+    ]
+    assert spans[-1] == ("resume the workload", 33_500, 34_200)
+
+
+def test_every_step_of_a_plan_has_words():
+    assert set(WORDS) | set(DOWN_STEPS) == set(STEPS)
 
 
 def test_the_switchover_is_zoomed_with_agents_steps_in_their_order():

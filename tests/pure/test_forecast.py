@@ -22,7 +22,7 @@ from vfio_operator.forecast import (
     planned,
     within_limit,
 )
-from vfio_operator.observed import DeviceRecord, Known, Observed, Pair, Participant, Strategy, Wish
+from vfio_operator.observed import DeviceRecord, Known, Observed, Pair, Participant, Shape, Strategy, Wish
 
 MB = 1_000_000
 ALL = MigrationFlags.STOP_COPY | MigrationFlags.P2P | MigrationFlags.PRE_COPY
@@ -87,6 +87,15 @@ def test_every_part_is_what_was_measured() -> None:
     assert found.total == 100_000 + 330 + 3_000 + 4_000 + 3_600
 
 
+def test_what_the_last_ones_of_this_shape_took_between_the_parts_counts_if_it_is_more_than_the_messages() -> None:
+    two, one = Shape(2, 2, 2, pods=False), Shape(1, 1, 2, pods=False)
+    known = replace(KNOWN, between=MappingProxyType({two: 9_000, one: 900}))
+    found, shared = forecast(observed(known=known)), forecast(observed(SHARED, known=known))
+    assert found is not None
+    assert shared is not None
+    assert (found.messages, shared.messages) == (9_000, 2 * 500)
+
+
 def test_devices_of_one_node_share_its_link() -> None:
     found = forecast(observed(SHARED))
     assert found is not None
@@ -102,7 +111,7 @@ def test_the_slowest_source_node_counts() -> None:
 def test_the_bandwidth_limit_bounds_the_rate() -> None:
     limited = forecast(observed(strategy=Strategy(bandwidth_limit_bytes_per_second=20 * MB)))
     assert limited is not None
-    assert limited.transfer == 500_000
+    assert limited.transfer == 480_000  # 500 ms, but for the burst of 20 ms that goes at once
 
 
 def test_what_was_not_measured_yet_is_assumed_and_said() -> None:

@@ -116,7 +116,7 @@ def test_what_is_under_way_is_counted_and_its_age_told() -> None:
     places.at("u", Phase.PENDING, "PersistPairs")
     moment = 7.0
     assert (places.count(Phase.PENDING), places.oldest(Phase.PENDING)) == (2, 7.0)
-    assert [places.waiting(wait) for wait in Wait] == [2, 0, 0, 0]
+    assert [places.waiting(wait) for wait in Wait] == [2, 0, 0, 0, 0]
     places.at("u", Phase.PRE_COPY, "Converge")
     assert (places.oldest(Phase.PENDING), places.oldest(Phase.PRE_COPY)) == (2.0, 0.0)
     places.at("u", Phase.SUCCEEDED, "Finish")
@@ -124,6 +124,19 @@ def test_what_is_under_way_is_counted_and_its_age_told() -> None:
     assert (places.count(Phase.PENDING), places.count(Phase.PRE_COPY), places.waiting(Wait.RESTART)) == (0, 0, 1)
     places.gone("v")
     assert places.waiting(Wait.RESTART) == 0
+
+
+def test_who_waits_for_its_turn_is_queued_and_not_stuck() -> None:
+    moment = 0.0
+    places = Underway(lambda: moment)
+    places.at("u", Phase.PENDING, "Authorize")
+    moment = 5.0
+    places.at("u", Phase.PENDING, "AwaitTurn")
+    moment = 3600.0
+    assert (places.waiting(Wait.TURN), places.count(Phase.PENDING), places.oldest(Phase.PENDING)) == (1, 1, 0.0)
+    places.at("u", Phase.PENDING, "PersistPairs")
+    moment = 3601.0
+    assert (places.waiting(Wait.TURN), places.oldest(Phase.PENDING)) == (0, 1.0)
 
 
 def test_the_driver_of_an_arc_is_that_of_the_inventory_and_devices_that_go_are_not_counted() -> None:

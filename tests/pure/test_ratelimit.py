@@ -1,6 +1,7 @@
 """The bandwidth limit: never exceeded by more than a burst, and reached by streams that have enough to send."""
 
 import heapq
+import threading
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfio_agent.ratelimit import MAX_PIECE, MIN_CHUNK, TokenBucket
+from vfio_api.types import BURST_SECONDS
 
 MIB = 1 << 20
 RATES = [MIB, 20_000_000, 200_000_000]
@@ -65,6 +67,59 @@ def test_a_limit_is_kept_after_an_idle_time() -> None:
     while bucket.take(bucket.piece()) <= 1.0:
         taken += bucket.piece()
     assert taken <= 1.05 * MIB
+
+
+@pytest.mark.parametrize("before", [0, MIB // 100, MIB // 30])
+def test_a_switchover_has_a_whole_burst_whatever_was_sent_before_but_only_one(before: int) -> None:
+    clock = Clock()
+    bucket = TokenBucket(MIB, clock=clock)
+    bucket.take(before)
+    bucket.switch_over()
+    assert bucket.take(MIB // 50) == 0.0
+    bucket.switch_over()  # of another device
+    assert bucket.take(MIB // 50) == pytest.approx(0.02, rel=0.01)
+
+
+def test_a_switchover_of_many_streams_forgives_no_more_than_two_bursts() -> None:
+    clock = Clock()
+    bucket = TokenBucket(MIB, clock=clock)
+    for _ in range(64):
+        bucket.take(bucket.piece())
+    owed = bucket.take(0)
+    bucket.switch_over()
+    assert bucket.take(0) == pytest.approx(owed - 2 * BURST_SECONDS, rel=0.01)
+
+
+def test_whether_something_would_have_to_wait() -> None:
+    clock = Clock()
+    bucket = TokenBucket(MIB, clock=clock)
+    assert bucket.has(MIB // 50)
+    assert not bucket.has(MIB // 40)
+    bucket.take(MIB // 50)
+    assert not bucket.has(MIB // 100)
+    clock.now += 0.011
+    assert bucket.has(MIB // 100)
+    assert TokenBucket(0).has(1 << 40)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_who_waits_for_the_limit_is_let_go_by_the_switchover_and_by_giving_up(given_up: bool) -> None:
+    bucket, left = TokenBucket(MIB), threading.Event()
+    waiting = threading.Thread(target=bucket.hold, args=(3600.0, left.is_set), kwargs={"switched_over": False})
+    waiting.start()
+    if given_up:
+        left.set()
+        bucket.wake()
+    else:
+        bucket.switch_over()
+    waiting.join(60)
+    assert not waiting.is_alive()
+
+
+def test_nobody_begins_to_wait_who_had_looked_before_the_switchover() -> None:
+    bucket = TokenBucket(MIB)
+    bucket.switch_over()
+    bucket.hold(3600.0, lambda: False, switched_over=False)
 
 
 @pytest.mark.parametrize(("rate", "chunk"), [(0, MIB), (10_000, MIN_CHUNK), (MIB, MIB // 50), (1 << 40, MIB)])

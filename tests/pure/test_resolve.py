@@ -11,7 +11,7 @@ from vfio_api.device import NO_FLAGS, MigrationFlags
 from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
 from vfio_api.types import MigrationKey
-from vfio_operator.actions import Finish
+from vfio_operator.actions import Finish, Look
 from vfio_operator.observe import wish_of
 from vfio_operator.observed import DeviceRecord, Observed, Pair, Strategy, Wish
 from vfio_operator.plan import plan
@@ -264,7 +264,8 @@ def test_what_may_still_appear_is_awaited_for_a_moment(case: str, unsettled: dic
     make, _, message = REFUSALS[case]
     observed = make()
     planned = plan(replace(observed, authorized=observed.wish.pairs, **unsettled))
-    assert (planned.step, planned.actions) == ("AwaitInventory", ())
+    nodes = observed.wish.nodes & observed.connected
+    assert (planned.step, planned.actions) == ("AwaitInventory", (Look(nodes),))
     assert planned.sentence == f"waiting for the inventory: {message}"
 
 
@@ -295,15 +296,6 @@ def migration(**spec: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (
-            {"workload": {"pause": {"method": "Hook"}}},
-            "spec.workload.pause.method is Hook; this version does None only",
-        ),
-        (
-            {"devices": None, "source": {"podName": "worker-0"}, "target": {"nodeName": "node-b"}},
-            "spec.source.podName: this version does not know which devices a pod has; use spec.source.nodeName or name "
-            "the pairs in spec.devices",
-        ),
         (
             {"devices": None, "source": {"nodeName": "node-a"}},
             "spec.devices is absent; name the pairs there, or give both spec.source and spec.target",

@@ -29,8 +29,9 @@ from vfio_api.spans import (
     span_id,
     trace_id,
 )
-from vfio_api.types import Command, Goal, MigrationKey, Role, SessionSpec
+from vfio_api.types import Command, Goal, MigrationKey, Role, SessionReport, SessionSpec
 from vfio_operator.actions import Finish, Plan, Send
+from vfio_operator.observed import Participant
 from vfio_operator.trail import Trail as OperatorTrail
 
 UID = "0af76519-16cd-43dd-8448-eb211c80319c"
@@ -305,8 +306,37 @@ def test_steps_are_in_phases_in_the_migration() -> None:
     assert max(root.start_ns + root.duration_ns - span.start_ns - span.duration_ns for span in kept.spans) >= 0
 
 
-def test_two_leaders_have_one_trace_and_one_root() -> None:
+def test_a_source_whose_state_is_loaded_has_answered() -> None:
+    """Votes prove that every source was stopped; what the source itself says of it comes later."""
+    kept = Kept()
+    trail = operator_trail(kept)
+    told = Participant("node-a", Role.SOURCE), Participant("node-b", Role.TARGET)
+    loaded = replace(told[1], report=SessionReport(UID, Role.TARGET, 3, 1, Goal.LOADED))
+    trail.follow(Plan("BarrierB", Phase.SWITCHOVER, (), ""), replace(OBSERVED, participants=told))
+    trail.told(Send("node-a", Role.SOURCE, Goal.STOP_COPY), (3, 1))
+    trail.follow(Plan("Decide", Phase.SWITCHOVER, (), ""), replace(OBSERVED, participants=(told[0], loaded)))
+    trail.told(Send("node-a", Role.SOURCE, Goal.RELEASED), (3, 2))
+    trail.stop()
+    assert kept.named("Source StopCopy on node-a").error == ""
+
+
+class Clock:
+    """The clocks of a process that is never kept from reading one of them right after the other."""
+
+    def __init__(self) -> None:
+        self._ns = 1_767_300_000_000_000_000
+
+    def time_ns(self) -> int:
+        self._ns += 1000
+        return self._ns
+
+    def perf_counter(self) -> float:
+        return (self.time_ns() - 1_767_300_000_000_000_000) / 1e9
+
+
+def test_two_leaders_have_one_trace_and_one_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first ends in the middle; the second, of which the beginning is known from the API server, goes on."""
+    monkeypatch.setattr("vfio_operator.trail.time", Clock())
     kept = Kept()
     first = operator_trail(kept, 3)
     first.follow(Plan("Claim", Phase.PREPARING, (), ""), OBSERVED)

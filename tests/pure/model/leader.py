@@ -21,6 +21,7 @@ from vfio_operator.actions import (
     CreateSwitchover,
     Decide,
     Finish,
+    Look,
     PersistFailure,
     PersistPairs,
     Plan,
@@ -195,6 +196,8 @@ class Operator:
                 now = now._replace(authorized=True)
             case PersistPairs():
                 now, etcd = now._replace(pairs=True), etcd._replace(pairs=True)
+            case Look():
+                pass  # the model's inventory is never late
             case Claim():
                 now, etcd = now._replace(claims=True), etcd._replace(claims=self._all)
             case CreateSwitchover():
