@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 from aiohttp import ClientOSError, web
 
+from vfio_api.names import HERITAGE_ANNOTATION
 from vfio_api.types import MigrationKey, Outcome
-from vfio_operator.kube import NotLeadingError, OperatorApi
+from vfio_operator.fence import NotLeadingError
+from vfio_operator.kube import OperatorApi
+from vfio_operator.kube_claims import KubeClaims
+from vfio_operator.kube_evacuations import KubeEvacuations
 from vfio_operator.kube_lists import Lists
+from vfio_operator.kube_pods import KubePods
 from vfio_operator.leader import Leadership
 from vfio_operator.observed import Observed, Wish
 
@@ -22,22 +27,49 @@ KEY = MigrationKey("uid", "team", "move")
 BODY = {"metadata": {"uid": "uid", "name": "move", "namespace": "team", "resourceVersion": "1"}}
 # what changes nothing: reads, and reviews that are answered and not kept
 READS = {
-    "OperatorApi": {"migration", "device", "switchover", "node_exists", "review_token", "access", "close"},
-    "Lists": {"finished_migrations", "migration_of", "switchover_of"},
+    "OperatorApi": {
+        "migration",
+        "switchover",
+        "namespace_labels",
+        "node_exists",
+        "review_token",
+        "access",
+        "close",
+    },
+    "KubeClaims": {"device"},
+    "KubePods": {"get", "claims", "counterpart"},
+    "KubeEvacuations": {"get", "migration", "node", "may_take"},
+    "Lists": {"follow_finished", "migration_of", "switchover_of"},
 }
+HERITAGE = {HERITAGE_ANNOTATION: '{"labels":{},"ownerReferences":[]}'}
+POD = {"metadata": {"uid": "u", "name": "web", "namespace": "team", "annotations": HERITAGE}}
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "apply_status": (KEY, {}),
     "add_finalizer": (KEY, BODY),
     "finished": (KEY,),
     "release_switchover": (KEY,),
-    "set_claim": ("a", "1", None),
+    "KubeClaims.set_claim": ("a", "1", None),
+    "KubeClaims.drop_claim": ("a", "uid"),
     "create_switchover": (Observed(KEY, Wish(())), 1),
     "decide": (KEY, Outcome.COMMIT),
     "publish_ca": ((b"",), False),
     "event": (KEY, "Reason", "message"),
     "delete_migration": (BODY,),
     "unlabel": (KEY,),
+    "KubePods.mark": (POD, "uid"),
+    "KubePods.unmark": ("team", "web", "u"),
+    "KubePods.disown": ("team", "web", "u"),
+    "KubePods.label": ("team", "web", "u", "uid"),
+    "KubePods.create": (KEY, POD),
+    "KubePods.adopt": (POD,),
+    "KubePods.settle": ("team", "web", "u"),
+    "KubePods.delete": ("team", "web", "u"),
+    "KubeEvacuations.apply_status": (BODY, {}),
+    "KubeEvacuations.create": (BODY,),
+    "KubeEvacuations.cancel": ("team", "move"),
+    "KubeEvacuations.delete": ("empty", "u"),
 }
+PARTS = (Lists, KubeClaims, KubePods, KubeEvacuations)  # each a part of the API server, by the client of an OperatorApi
 KEYWORDS = {"finished": {"switchover": True}}
 
 
@@ -51,7 +83,7 @@ class _Untouched:
 def deposed() -> OperatorApi:
     api = OperatorApi.__new__(OperatorApi)
     api.client, api.namespace, api.instance = _Untouched(), "vfio-migration", "operator-0"
-    for name in ("_objects", "_core", "_authn", "_authz", "_events"):
+    for name in ("_objects", "_urgent", "_core", "_authn", "_authz", "_events"):
         setattr(api, name, _Untouched())
 
     def refuse() -> None:
@@ -64,7 +96,7 @@ def deposed() -> OperatorApi:
 def writers() -> list[tuple[type, str]]:
     return [
         (kind, name)
-        for kind in (OperatorApi, Lists)
+        for kind in (OperatorApi, *PARTS)
         for name, member in inspect.getmembers(kind, inspect.isfunction)
         if (inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member))
         and not name.startswith("_")
@@ -76,11 +108,12 @@ def writers() -> list[tuple[type, str]]:
 def test_every_write_insists_on_the_lease(kind: type, name: str) -> None:
     api = deposed()
     owner: Any = api
-    if kind is Lists:
-        owner = Lists.__new__(Lists)
-        owner._api, owner._objects = api, _Untouched()
+    if kind in PARTS:
+        owner = kind.__new__(kind)
+        owner._api, owner._objects, owner._core = api, _Untouched(), _Untouched()
+    arguments = ARGUMENTS.get(f"{kind.__name__}.{name}") or ARGUMENTS[name]
     with pytest.raises(NotLeadingError):
-        asyncio.run(getattr(owner, name)(*ARGUMENTS[name], **KEYWORDS.get(name, {})))
+        asyncio.run(getattr(owner, name)(*arguments, **KEYWORDS.get(name, {})))
 
 
 def test_a_lease_is_its_own_for_its_duration_from_before_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +159,7 @@ def test_a_request_that_waited_for_its_connection_is_not_sent_by_who_was_replace
 
                 api.may_write = insist
                 with outcome:
-                    await api.set_claim("device", "1", None)
+                    await KubeClaims(api).set_claim("device", "1", None)
             await api.client.call_api(
                 "PUT", f"http://127.0.0.1:{port}/apis/coordination.k8s.io/v1/namespaces/ns/leases/x"
             )

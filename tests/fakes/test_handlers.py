@@ -25,7 +25,13 @@ def test_only_event_and_login_handlers_are_registered() -> None:
     registry = registry_for(_NoCoordinator(), SETTINGS)  # type: ignore[arg-type]
     for kind in PATCHING:
         assert _handlers(registry, kind) == []
-    assert {h.fn.__name__ for h in _handlers(registry, "_watching")} == {"device", "migration"}
+    assert {h.fn.__name__ for h in _handlers(registry, "_watching")} == {
+        "device",
+        "evacuation",
+        "migration",
+        "pod",
+        "policy",
+    }
     assert {h.fn.__name__ for h in _handlers(registry, "_activities")} == {"login"}
 
 
@@ -35,6 +41,8 @@ def test_kopf_posts_no_events_and_leaves_finished_objects_out() -> None:
     assert settings.scanning.disabled is True
     selectors = settings.watching.label_selectors["vfiomigration.io", "v1alpha1", "vfiomigrations"]
     assert selectors == "!vfiomigration.io/finished"
+    # of all the cluster's pods only those that are being moved
+    assert settings.watching.label_selectors["", "v1", "pods"] == "vfiomigration.io/migration"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from vfio_agent.holdings import Holdings
 from vfio_agent.journal import Journal
 from vfio_agent.keeper import KeeperClient
 from vfio_agent.metrics import AgentMetrics
+from vfio_agent.pods import NodeFolders, Pods
 from vfio_agent.receiver import DataServer
 from vfio_agent.source_side import SourceSide
 from vfio_agent.surroundings import Surroundings
@@ -35,6 +36,7 @@ from vfio_api.types import (
     SessionDevice,
     SessionReport,
     SessionSpec,
+    Workload,
 )
 
 KEY = MigrationKey("0b7f3ad8-1f7c-4c9e-9a52-7f5a0c7d0f11", "team", "move")
@@ -101,8 +103,8 @@ class Node:
 class RunningAgent:
     """One agent on a node, and what it reported."""
 
-    def __init__(self, node: Node, boot: str = "boot-1"):
-        self.node = node
+    def __init__(self, node: Node, boot: str = "boot-1", folders: NodeFolders | None = None):
+        self.node, self.folders = node, folders
         self.metrics = AgentMetrics("test")
         self.keeper = KeeperClient(node.directory / "keeper.sock")
         self.holdings = Holdings({"simulated": SimulatedBackend(node.directory / "sim.sock")}, self.keeper, boot)
@@ -111,8 +113,10 @@ class RunningAgent:
         self.journal.lock()
         self.server = DataServer("127.0.0.1", 0)
         self.arcs = ThreadPoolExecutor(16, "arc")
-        around = Surroundings(self.holdings, self.journal, self.server, self.arcs, self.metrics, lambda _session: None)
-        self.agent = Agent(around, self.journal.highest_epoch())
+        self.pods, self.on_reached = Pods(folders), list[Callable[[], None]]()
+        parts = (self.holdings, self.journal, self.server, self.arcs, self.metrics)
+        around = Surroundings(*parts, lambda _session: None, self.pods)
+        self.agent = Agent(around, self.journal.highest_epoch(), lambda _session: [call() for call in self.on_reached])
         self.agent.restore()
         self.reports: dict[Role, SessionReport] = {r.role: r for r in self.agent.reports()}
         self._news = asyncio.Condition()
@@ -187,7 +191,7 @@ def reaches(command: Command, report: SessionReport) -> bool:
 class Operator:
     """Sends commands in the operator's place; sequence and epoch as it would count them.
 
-    spec: what its migration says besides its devices.
+    spec: what its migration says besides its devices and, for each side, the pods that use them.
     """
 
     source: RunningAgent
@@ -195,6 +199,7 @@ class Operator:
     epoch: int = 1
     decision: Outcome | None = None
     spec: dict[str, Any] = field(default_factory=dict)
+    workloads: dict[Role, tuple[Workload, ...]] = field(default_factory=dict)
     losses: dict[Role, tuple[int, int]] = field(default_factory=dict)
     _sequence: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -209,11 +214,14 @@ class Operator:
             "epoch": self.epoch,
             "sequence": next(self._sequence),
             "decision": self.decision,
-            "spec": SessionSpec(DEVICES, **self.spec) if goal is Goal.PREPARED else None,
+            "spec": self._spec(role) if goal is Goal.PREPARED else None,
             "peers": (peer,) if known and goal in (Goal.PREPARED, Goal.PRE_COPY) else (),
             **changes,
         }
         return Command(KEY, role, goal, deadline_milliseconds=deadline, **fields)
+
+    def _spec(self, role: Role) -> SessionSpec:
+        return SessionSpec(DEVICES, workloads=self.workloads.get(role, ()), **self.spec)
 
     async def tell(self, role: Role, goal: Goal, **changes: Any) -> SessionReport:
         """Send a command; the report of its outcome: the goal reached, or a failure."""
@@ -262,13 +270,13 @@ Scene = Callable[[Operator], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def stage(nodes: tuple[Node, Node]) -> AsyncIterator[Operator]:
-    """Two fresh agents; the source's devices are open, marked, and write to each other."""
+async def stage(nodes: tuple[Node, Node], folders: NodeFolders | None = None) -> AsyncIterator[Operator]:
+    """Two fresh agents; the source's devices are open, marked, and write to each other. folders: of the source."""
     for node in nodes:
         node.control.configure(rate_per_second=0, latency_us=500)
         for n in range(COUNT):
             node.control.clear_faults(f"sim{n}")
-    operator = Operator(RunningAgent(nodes[0]), RunningAgent(nodes[1]))
+    operator = Operator(RunningAgent(nodes[0], folders=folders), RunningAgent(nodes[1]))
     try:
         source = operator.source
         for n in range(COUNT):
@@ -285,9 +293,21 @@ async def stage(nodes: tuple[Node, Node]) -> AsyncIterator[Operator]:
             await agent.clear()
 
 
-def play(nodes: tuple[Node, Node], scene: Scene) -> None:
+async def replaced(operator: Operator, role: Role) -> RunningAgent:
+    """Another agent process on that node takes up what the journal and the keeper have."""
+    old = operator.agent(role)
+    await old.end()
+    new = RunningAgent(old.node, folders=old.folders)
+    if role is SOURCE:
+        operator.source = new
+    else:
+        operator.target = new
+    return new
+
+
+def play(nodes: tuple[Node, Node], scene: Scene, folders: NodeFolders | None = None) -> None:
     async def run() -> None:
-        async with stage(nodes) as operator:
+        async with stage(nodes, folders) as operator:
             await scene(operator)
 
     asyncio.run(run())

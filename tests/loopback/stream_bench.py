@@ -61,6 +61,9 @@ class SavingDevice:
         self.read_bytes += count
         return count
 
+    def ready(self) -> bool:
+        return True
+
     def write(self, data: memoryview) -> int:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
@@ -94,6 +97,9 @@ class LoadingDevice:
 
     def readinto(self, buffer: memoryview) -> int:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def ready(self) -> bool:
+        return False
 
     def write(self, data: memoryview) -> int:
         self.asked.set()
@@ -211,6 +217,7 @@ def until(changed: threading.Event, holds: Callable[[], bool]) -> None:
 
 def finish(saving: SavingDevice, sender: Sender, changed: threading.Event) -> None:
     saving.stop_copy()
+    sender.stopped()
     sender.finish()
     until(changed, lambda: sender.progress.finished or sender.error is not None)
     assert sender.error is None

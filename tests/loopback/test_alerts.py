@@ -64,6 +64,14 @@ def migrations(prepared: str, back: str, cancelled: str = "0x90") -> dict[str, s
     }
 
 
+def queue(waiting: str, prepared: str) -> dict[str, str]:
+    return {
+        'vfio_migrations_queued{namespace="n",waiting_for="Turn"}': waiting,
+        'vfio_migrations_queued{namespace="n",waiting_for="Claims"}': "0x90",
+        'vfio_migration_phase_duration_seconds_count{namespace="n",phase="Preparing"}': prepared,
+    }
+
+
 def leader(**values: str) -> dict[str, str]:
     return {f'vfio_operator_leader{{namespace="n",pod="{pod}"}}': value for pod, value in values.items()}
 
@@ -121,6 +129,10 @@ CASES = [
         for seconds, firing in ((limit - 10, 0), (limit + 10, 1))
     ),
     Case("VFIOMigrationStuck", "it went on at once", age("Switchover", "0x4 310 0x9"), "5m", 0),
+    Case("VFIOQueueStands", "none begins", queue("3x90", "5x90"), "60m", 1),
+    Case("VFIOQueueStands", "one after the other", queue("3x90", "0+0.2x90"), "60m", 0),
+    Case("VFIOQueueStands", "nobody waits", queue("0x90", "5x90"), "60m", 0),
+    Case("VFIOQueueStands", "they have just come", queue("0x50 3x40", "5x90"), "60m", 0),
     Case("VFIORollbacksRising", "half of them", migrations("0+0.2x90", "0+0.1x90"), "80m", 1),
     Case("VFIORollbacksRising", "one in ten", migrations("0+1x90", "0+0.1x90"), "80m", 0),
     Case("VFIORollbacksRising", "two of two", migrations("0x30 1 2x90", "0x30 1 2x90"), "80m", 0),

@@ -11,6 +11,7 @@ from vfio_agent.broker import Broker
 from vfio_agent.devices.simulated import SimulatedBackend
 from vfio_agent.holdings import Holdings
 from vfio_agent.keeper import KeeperClient
+from vfio_agent.pods import Pods
 
 NAME_TOO_LONG = json.dumps({"open": "x" * 254}).encode()
 GARBAGE = [
@@ -28,6 +29,18 @@ GARBAGE = [
     b'{"close": null}',
     b'{"open": "sim0", "workload": []}',
     b"\xff\xfe",
+    b'["take"]',
+    b'"take"',
+    b'{"take": false}',
+    b'{"take": 1}',
+    b'{"take": "true"}',
+    b'{"adopt": "sim0"}',
+    b'{"adopt": "sim0", "fd": -1}',
+    b'{"adopt": "sim0", "fd": true}',
+    b'{"adopt": "sim0", "fd": "3"}',
+    b'{"adopt": "sim0", "fd": 1048576}',
+    b'{"adopt": ["sim0"], "fd": 3}',
+    b'{"close": "sim0"}' + b" " * 4096,
     NAME_TOO_LONG,
 ]
 
@@ -55,7 +68,7 @@ def test_what_is_no_request_is_answered_and_the_broker_goes_on(tmp_path: Path, s
         absent = Holdings(
             {"simulated": SimulatedBackend(tmp_path / "no-simulator")}, KeeperClient(tmp_path / "no-keeper"), "boot"
         )
-        broker = Broker(path, absent, lambda: None, lambda _address: "")
+        broker = Broker(path, absent, Pods(), lambda: None, lambda _address: "", lambda _pod: None)
         running = asyncio.create_task(broker.run())
         await asyncio.to_thread(leave, path)
         reply = await asyncio.to_thread(ask, path, said)

@@ -15,12 +15,13 @@ import pytest
 
 from loopback.agents_world import Node
 from vfio_agent.devices.kernel import KernelBackend, KernelDevice, write_whole
-from vfio_agent.devices.protocol import DeviceInfo
+from vfio_agent.devices.protocol import DeviceInfo, Opener
 from vfio_agent.devices.simulated import SimulatedBackend
 from vfio_agent.holdings import Holdings
 from vfio_agent.inventory import Inventory
 from vfio_agent.keeper import KeeperClient
 from vfio_agent.metrics import AgentMetrics
+from vfio_agent.pods import Pods
 from vfio_api.device import DeviceState
 
 META = {"backend": "kernel", "incarnation": "boot-1/dead", "holder": "workload"}
@@ -45,7 +46,8 @@ class Fixed(KernelBackend):
     """One free and one open device that are there without a host."""
 
     def list(self) -> "list[DeviceInfo]":
-        return [DeviceInfo("dead", "vfio-pci", "15b3:101e"), DeviceInfo("busy", "vfio-pci", "15b3:101e", "pid 7")]
+        busy = DeviceInfo("busy", "vfio-pci", "15b3:101e", Opener(7, "dpdk"))
+        return [DeviceInfo("dead", "vfio-pci", "15b3:101e"), busy]
 
 
 @pytest.fixture
@@ -108,7 +110,8 @@ def test_a_dead_device_does_not_keep_the_agent_from_taking_back_the_others(holdi
 
 
 def inventory(holdings: Holdings) -> Inventory:
-    return Inventory("node-a", holdings._backends, holdings, None, AgentMetrics("test"))  # type: ignore[arg-type]
+    api: Any = None
+    return Inventory("node-a", holdings._backends, holdings, Pods(), api, AgentMetrics("test"))
 
 
 def test_a_device_that_cannot_be_looked_at_does_not_hide_the_others(holdings: Holdings) -> None:

@@ -8,19 +8,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from http.client import HTTPResponse
 from pathlib import Path
 
 import pytest
 
-from devtools.fuzz import base, control, parsers, records, samples, sockets
+from devtools.fuzz import answers, base, control, parsers, records, samples, sockets
 from devtools.fuzz.base import Feed, Result, Target
+from vfio_agent import freezer, hooks, machine
 from vfio_agent import keeper as keeping
-from vfio_agent import machine
+from vfio_agent.broker import Broker
 from vfio_agent.frames import FrameReader, FrameType
 from vfio_agent.journal import Journal, _read, _stored
+from vfio_agent.pods import PodRef
 from vfio_agent.records import RecordError, Stored
 from vfio_api import wire
-from vfio_api.types import Role
+from vfio_api.types import Hook, Role
 from vfio_api.v1 import agent_pb2 as pb
 from vfio_operator.channel import Agents
 
@@ -87,6 +90,33 @@ def test_a_message_without_bounds_is_found(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(wire, "_bounded", unbounded)
     assert "too many" in crashes(parsers.messages, tmp_path, 20_000)
+
+
+def test_a_pause_without_an_end_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unlimited(_value: int, _limit: int, _what: str) -> None:
+        pass
+
+    monkeypatch.setattr(wire, "_limited", unlimited)
+    assert re.search("without an end|beyond its bounds", crashes(parsers.messages, tmp_path, 20_000))
+
+
+def test_a_hook_whose_answer_was_cut_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def believes(_hook: Hook, _pod: PodRef, _step: str, answer: HTTPResponse) -> bytes:
+        return answer.read1(1 << 16)
+
+    assert crashes(answers.answers, tmp_path, 500) == ""
+    monkeypatch.setattr(hooks, "_content", believes)
+    assert "a part was taken for the whole" in crashes(answers.answers, tmp_path, 500)
+
+
+def test_a_broker_that_does_not_keep_pods_apart_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Broker, "_refuse_if_used", lambda _broker, _held: None)
+    assert "a pod took another's device" in crashes(sockets.broker, tmp_path)
+
+
+def test_an_agent_that_does_not_freeze_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freezer, "freeze", lambda _pods, _pod, _seconds, _called_off: None)
+    assert "pod is not frozen" in crashes(control.agent, tmp_path, 20_000)
 
 
 class TakesTheOlderOne(Journal):

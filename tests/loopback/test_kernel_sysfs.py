@@ -77,7 +77,15 @@ def test_devices_of_vfio_drivers_are_listed(world: World) -> None:
 def test_opener_is_found_by_either_way(world: World, opened: str) -> None:
     world.device("pci", FUNCTION, driver="vfio-pci", group="42", cdev="vfio1")
     world.process(7, "qemu", "/dev/null", "socket:[99]", "/dev/vfio/vfio", "/dev/iommu", opened)
-    assert [device.opener for device in world.host.list()] == ["pid 7 (qemu)"]
+    assert [str(device.opener) for device in world.host.list()] == ["pid 7 (qemu)"]
+
+
+def test_an_opener_may_be_called_anything(world: World) -> None:
+    """Any process of the node names itself as it likes; the list of devices must not end with that."""
+    world.device("pci", FUNCTION, driver="vfio-pci", group="42", cdev="vfio1")
+    world.process(7, "qemu", "/dev/vfio/42")
+    (world.host.proc / "7" / "comm").write_bytes(b"\xff\xfe\n")
+    assert [device.opener.pid for device in world.host.list() if device.opener] == [7]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +95,29 @@ def test_opener_is_found_by_either_way(world: World, opened: str) -> None:
 def test_other_files_do_not_make_an_opener(world: World, opened: str) -> None:
     world.device("pci", FUNCTION, driver="vfio-pci", group="42", cdev="vfio1")
     world.process(7, "qemu", opened)
-    assert [device.opener for device in world.host.list()] == [""]
+    assert [device.opener for device in world.host.list()] == [None]
+
+
+@pytest.mark.parametrize(
+    ("opened", "node"), [("regular", "/dev/zero"), ("/dev/null", "/dev/zero"), ("regular", "")], ids=str
+)
+def test_a_file_that_is_only_called_so_makes_no_opener(world: World, opened: str, node: str, tmp_path: Path) -> None:
+    """Any process can open a path that ends like a device node's."""
+    world.device("pci", FUNCTION, driver="vfio-pci", group="42", cdev="vfio1")
+    theirs = tmp_path / "theirs/vfio"
+    theirs.mkdir(parents=True)
+    if opened == "regular":
+        (theirs / "42").touch()
+    else:
+        (theirs / "42").symlink_to(opened)
+    if node:
+        (world.host.dev / "vfio/42").symlink_to(node)
+    world.process(7, "mallory", str(theirs / "42"))
+    assert [device.opener for device in world.host.list()] == [None]
+    if node:
+        (theirs / "42").unlink()
+        (theirs / "42").symlink_to(node)
+        assert [device.opener.pid for device in world.host.list() if device.opener] == [7]
 
 
 def test_own_node_is_offered_only_with_iommufd(world: World) -> None:

@@ -304,8 +304,8 @@ def test_a_target_that_accepts_and_answers_nothing(nodes: tuple[Node, Node]) -> 
 
 def test_a_stream_that_stalls_in_the_switchover(nodes: tuple[Node, Node]) -> None:
     async def scene(operator: Operator) -> None:
+        operator.spec = {"pre_copy": False}  # or perhaps nothing would be left to be sent
         await operator.pre_copy()
-        await operator.source.until(SOURCE, lambda r: all(d.initial_acknowledged for d in r.devices))
         with stopped(operator.target.node):
             report = await operator.tell(SOURCE, Goal.STOP_COPY, deadline=SHORT_MILLISECONDS)
             assert report.failure is not None

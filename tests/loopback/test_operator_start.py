@@ -96,6 +96,16 @@ def test_certificates_that_do_not_do_end_it_with_one_line(kubeconfig: Path, tmp_
     assert line.startswith(f"vfio-operator: cannot run: {tmp_path / 'tls.crt'} cannot be read: No such file")
 
 
+def test_a_certificate_of_the_eviction_webhook_that_does_not_do_ends_it_with_one_line(
+    kubeconfig: Path, tmp_path: Path
+) -> None:
+    code, lines = last_words(kubeconfig, EVICTION_TLS_DIR=str(tmp_path))
+    (line,) = lines
+    assert code == 1
+    assert line.startswith(f"vfio-operator: cannot run: {tmp_path / 'tls.crt'} cannot be read: No such file")
+    assert "expected a certificate for the webhook's Service" in line
+
+
 def test_a_port_that_is_taken_ends_it_with_one_line(kubeconfig: Path) -> None:
     port = json.loads(kubeconfig.read_text())["clusters"][0]["cluster"]["server"].rpartition(":")[2]
     code, lines = last_words(kubeconfig, METRICS_PORT=port)

@@ -14,11 +14,11 @@ from loopback.agents_world import (
     TARGET,
     Node,
     Operator,
-    RunningAgent,
     assert_nothing_lost,
     assert_sources_run,
     assert_targets_blank,
     play,
+    replaced,
 )
 from vfio_agent import machine
 from vfio_api.device import DeviceState as S
@@ -395,18 +395,6 @@ def test_a_source_that_is_not_held_is_refused_and_can_be_given_up(nodes: tuple[N
 
 
 # --- an agent that was killed
-
-
-async def replaced(operator: Operator, role: Role) -> RunningAgent:
-    """Another agent process on that node takes up what the journal and the keeper have."""
-    old = operator.agent(role)
-    await old.end()
-    new = RunningAgent(old.node)
-    if role is SOURCE:
-        operator.source = new
-    else:
-        operator.target = new
-    return new
 
 
 @pytest.mark.parametrize("role", [SOURCE, TARGET])

@@ -18,6 +18,7 @@ from loopback.agents_world import (
     assert_sources_run,
     play,
 )
+from vfio_agent.reporting import report_of
 from vfio_agent.source_side import SourceSide
 from vfio_api.device import DeviceState as S
 from vfio_api.errors import Reason
@@ -121,15 +122,17 @@ def test_streams_that_hang_leave_the_arcs_their_threads(
 
 def test_a_size_that_the_device_does_not_tell_is_not_zero(nodes: tuple[Node, Node]) -> None:
     async def scene(operator: Operator) -> None:
-        operator.source.node.control.fault("sim1", "size", error=errno.EOPNOTSUPP, times=0)
+        control = operator.source.node.control
+        control.fault("sim1", "size", error=errno.EOPNOTSUPP, times=0)
+        control.fault("sim1", "read", hold=True, in_state=S.PRE_COPY)
         await operator.pre_copy()
-        report = await operator.source.until(
-            SOURCE, lambda r: r.devices[1].dirty_bytes + r.devices[1].initial_bytes > 0
-        )
-        told, silent = report.devices
+        assert await asyncio.to_thread(control.await_hold, "sim1", PATIENCE)
+        (session,) = operator.source.agent._sessions.values()
+        told, silent = report_of(session).devices
         assert (told.size_unknown, silent.size_unknown) == (False, True)
-        assert silent.stop_copy_bytes == silent.initial_bytes + silent.dirty_bytes
+        assert silent.stop_copy_bytes == silent.initial_bytes + silent.dirty_bytes > 0
         assert told.stop_copy_bytes > 0
+        control.release("sim1")
         await operator.roll_back()
 
     play(nodes, scene)
@@ -143,7 +146,7 @@ def test_a_busy_device_keeps_the_size_that_it_told_last(nodes: tuple[Node, Node]
         assert isinstance(session.side, SourceSide)
         with session.device("gpu0").lock:
             session.side._sample("gpu0")
-        found = session.report().devices[0]
+        found = report_of(session).devices[0]
         assert (found.stop_copy_bytes, found.size_unknown) == (before, False)
         await operator.roll_back()
 

@@ -95,6 +95,83 @@ def test_new_initial_data_is_acknowledged_anew(bench: Bench, flagged: bool) -> N
     assert target.end() is None
 
 
+@pytest.mark.parametrize("flagged", [True, False], ids=["with REINIT", "by its number only"])
+def test_who_asks_between_the_barriers_sees_new_initial_data(bench: Bench, flagged: bool) -> None:
+    saving, target = SavingDevice(os.urandom(MIB)), bench.target()
+    sender, changed = bench.connected(target, saving)
+    until(changed, lambda: sender.progress.initial_acknowledged and sender.progress.drained)
+    target.device.go.clear()
+    saving.reinit(b"more of it", flagged=flagged)
+    assert not sender.rested()
+    target.device.go.set()
+    sender.confirm()
+    until(changed, lambda: sender.confirmed)
+    assert target.inlet.loaded_bytes == MIB + 10
+    finish(saving, sender, changed)
+    assert target.end() is None
+
+
+class Watched(SavingDevice):
+    """Notes which threads read it once it is stopped."""
+
+    def __init__(self, initial: bytes, rest: bytes):
+        super().__init__(initial, rest)
+        self.readers: list[str] = []
+
+    def readinto(self, buffer: memoryview) -> int:
+        if self._stopped:
+            self.readers.append(threading.current_thread().name)
+        return super().readinto(buffer)
+
+
+@pytest.mark.parametrize(("rest", "woken"), [(0, False), (1000, False), (200_000, True)])
+def test_a_little_rest_is_sent_by_who_stops_the_device(bench: Bench, rest: int, woken: bool) -> None:
+    saving, target = Watched(os.urandom(MIB), os.urandom(rest)), bench.target()
+    sender, changed = bench.connected(target, saving, streams=15_000)  # so that it is polled every 30 s
+    until(changed, lambda: sender.progress.initial_acknowledged and sender.progress.drained)
+    until(changed, lambda: sender.rested() or changed.set() is not None)  # the sending thread has nothing to do
+    finish(saving, sender, changed)
+    assert target.end() is None
+    assert target.inlet.loaded_bytes == MIB + rest
+    assert ("send-gpu0" in saving.readers) == woken
+
+
+def test_a_little_rest_that_cannot_be_read_fails_the_stream(bench: Bench) -> None:
+    saving, target = Watched(b"abc", b"def"), bench.target()
+    sender, changed = bench.connected(target, saving)
+    until(changed, lambda: sender.progress.initial_acknowledged and sender.progress.drained)
+    saving.fails_at = 3
+    saving.stop_copy()
+    sender.stopped()
+    until(changed, lambda: sender.error is not None)
+    assert sender.error is not None
+    assert "device gpu0: reading its state failed after 3 bytes" in sender.error.message
+
+
+def test_a_stream_that_has_failed_is_not_at_rest_and_sends_nothing_more(bench: Bench) -> None:
+    saving, target = Watched(b"abc", b"def"), bench.target()
+    sender, changed = bench.connected(target, saving)
+    until(changed, lambda: sender.progress.initial_acknowledged and sender.progress.drained)
+    saving.fails_at = 3
+    sender.confirm()
+    until(changed, lambda: sender.error is not None)
+    failure, saving.fails_at = sender.error, None
+    assert not sender.rested()
+    saving.stop_copy()
+    sender.stopped()
+    sender.stop()
+    assert saving.readers == []
+    assert sender.error is failure
+
+
+def test_a_stream_that_was_called_off_is_not_at_rest(bench: Bench) -> None:
+    saving, target = SavingDevice(b"abc"), bench.target()
+    sender, changed = bench.connected(target, saving)
+    until(changed, lambda: sender.progress.initial_acknowledged and sender.progress.drained)
+    sender.interrupt()
+    assert not sender.rested()
+
+
 class Dirtying(SavingDevice):
     """What it has left in pre-copy is dirty data; it had no initial data."""
 

@@ -137,7 +137,7 @@ def test_a_limit_holds_back_what_is_sent(bench: Bench) -> None:
     def clock() -> float:
         return now[0]
 
-    def hold(seconds: float) -> None:
+    def hold(seconds: float, *_: object, **__: object) -> None:
         now[0] += seconds
 
     link = LinkMeter(clock=clock)
@@ -146,7 +146,7 @@ def test_a_limit_holds_back_what_is_sent(bench: Bench) -> None:
     made.connect(PATIENCE)
     frame = memoryview(HEADER.pack(FrameType.DATA, 100_000) + bytes(100_000))
     for _ in range(30):
-        made.data(frame, made.now())
+        made.data(frame, made.now(), 100_000)
     made.close()
     assert now[0] >= 3 * 0.99 - 0.02, "3 MB at 1 MB/s, but for the burst"
     assert 0.9e6 < link.bytes_per_second() < 1.1e6

@@ -8,9 +8,10 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.parser import text_string_to_metric_families
 
-from vfio_api.web import BEAT_SECONDS, STALL_SECONDS, Check, Heartbeat, WebServer
+from vfio_api.web import BEAT_SECONDS, STALL_SECONDS, Check, Heartbeat, WebServer, show_tasks
 
 OPEN_METRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 
@@ -137,3 +138,25 @@ def test_a_loop_that_hangs_is_found_and_one_that_waits_for_a_thread_is_not() -> 
         clock.now += STALL_SECONDS
         assert ask() == ""  # nor who has ended
     assert found == ["the event loop has not turned for 15 s\n"]
+
+
+def test_a_gauge_tells_of_the_tasks_that_the_event_loop_has_when_it_is_asked() -> None:
+    registry = CollectorRegistry()
+    gauge = Gauge("tasks", "Tasks.", registry=registry)
+
+    def shown(port: int) -> float:
+        (family,) = text_string_to_metric_families(get(port, "/metrics")[1])
+        return family.samples[0].value
+
+    async def run(port: int) -> list[float]:
+        show_tasks(gauge)
+        alone = await asyncio.to_thread(shown, port)
+        waiting = [asyncio.create_task(asyncio.Event().wait()) for _ in range(3)]
+        more = await asyncio.to_thread(shown, port)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return [alone, more, await asyncio.to_thread(shown, port)]
+
+    with serving(registry=registry) as server:
+        assert asyncio.run(run(server.port)) == [1, 4, 1]

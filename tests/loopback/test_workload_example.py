@@ -27,7 +27,8 @@ def printed(language: str) -> str:
 @contextlib.asynccontextmanager
 async def socket_of(agent: RunningAgent) -> AsyncIterator[Path]:
     path = agent.node.directory / "broker.sock"
-    running = asyncio.create_task(Broker(path, agent.holdings, lambda: None, agent.agent.busy).run())
+    broker = Broker(path, agent.holdings, agent.pods, lambda: None, agent.agent.busy, agent.agent.incoming)
+    running = asyncio.create_task(broker.run())
     try:
         yield path
     finally:
