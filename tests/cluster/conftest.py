@@ -10,10 +10,11 @@ import pytest
 
 from cluster.guarded import fill, operator_token
 from cluster.objects import NAMESPACE
+from cluster.pods_world import PATIENT, SETTINGS, PodsWorld
 from cluster.users import User
 from cluster.world import World, audit_arguments, devices
 from devtools.plane import Plane
-from devtools.stack import Stack
+from devtools.stack import SimulatedDevice, Stack
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 
@@ -81,3 +82,16 @@ def world(audit_folder: Path) -> Iterator[World]:
             node.agent.wait_for('"event": "connected"')
         stack.devices_published(2 * 7)
         yield World(stack, operator)
+
+
+@pytest.fixture(scope="session")
+def pods() -> Iterator[PodsWorld]:
+    """Two nodes with agents, and an operator that soon gives up a counterpart that does not run."""
+    with Stack(["node-a", "node-b"]) as stack:
+        operator = stack.start_operator("operator-0", **SETTINGS, **PATIENT)
+        world = PodsWorld(stack, operator)
+        for name in ("node-a", "node-b"):
+            world.start(name, [SimulatedDevice(f"sim{i}") for i in range(3)])
+        operator.wait_for('"event": "leading"')
+        stack.devices_published(2 * 3)
+        yield world

@@ -20,7 +20,7 @@ DEVICES = ["sim0", "sim1", "sim2"]
 OPERATOR = {
     "PREPARE_SECONDS": "6",
     "RELEASE_SECONDS": "4",
-    "HEARTBEAT_SECONDS": "1",
+    "HEARTBEAT_SECONDS": "0.5",
     "DEAD_SECONDS": "3",
     "SETTLE_SECONDS": "4",
     "LEASE_SECONDS": "3",
@@ -87,8 +87,8 @@ class FaultWorld(World):
             node = self.stack.nodes[name]
             self.kill_agent(name)
             node.keeper.kill()
-            for folder in ("state", "run"):
-                shutil.rmtree(node.dir / folder, ignore_errors=True)
+            for folder in node.records:
+                shutil.rmtree(folder, ignore_errors=True)
             node.restart_keeper()
             for address in DEVICES:
                 self.control(name).clear_faults(address)

@@ -15,11 +15,13 @@ NAMESPACE, AGENTS = "vfio-migration", "vfio-migration-agents"
 # of clusters with cert-manager and the Prometheus operator
 APIS = ("--api-versions=cert-manager.io/v1", "--api-versions=monitoring.coreos.com/v1")
 TRACING = "--set=tracing.enabled=true,tracing.endpoint=https://collector.traces:4317,tracing.caSecret=collector-ca"
-EVERYTHING = (*APIS, "--set=tls.certManager.enabled=true", "--set=agent.simulator.enabled=true", TRACING)
+EVICTIONS = "--set=evictionWebhook.enabled=true"
+EVERYTHING = (*APIS, "--set=tls.certManager.enabled=true", "--set=agent.simulator.enabled=true", EVICTIONS, TRACING)
 VALUE_SETS = {
     "default": (),
     "everything": EVERYTHING,
     "hostNetwork": (*APIS, "--set=agent.hostNetwork=true"),
+    "evictions": (*APIS, EVICTIONS),
     "bare": ("--set=operator.replicas=1,networkPolicies.enabled=false,monitoring.enabled=false,crds.enabled=false",),
     "forced": ("--set=uninstall.force=true,agent.namespace.create=false", "--set=agent.maxUnavailable=25%"),
     **{path.stem: (*APIS, f"--values={path}") for path in EXAMPLES},

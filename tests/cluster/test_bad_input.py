@@ -97,9 +97,10 @@ REFUSED: list[tuple[str, list[Any], dict[str, Any], str, str]] = [
     (
         "pause-by-hook",
         pairs(["sim0"]),
-        {"workload": {"pause": {"method": "Hook"}}},
+        {"workload": {"pause": {"method": "Hook", "hook": {"port": 8099}}}},
         "UnsupportedSpec",
-        "spec.workload.pause.method is Hook; this version does None only",
+        "spec.workload.pause.method is Hook: it is for a pod that is moved, whose counterpart takes what it saves; "
+        "give spec.source.podName, or use Freeze",
     ),
     (
         "plan-of-nothing",

@@ -59,7 +59,11 @@ def test_lint() -> None:
 
 def test_crds_are_the_generated_ones_and_kept() -> None:
     rendered = crds_in(render())
-    assert [item["spec"] for item in rendered] == [custom_resource_definition(kind)["spec"] for kind in RESOURCES]
+    made = [custom_resource_definition(kind) for kind in RESOURCES]
+    assert {item["metadata"]["name"]: item["spec"] for item in rendered} == {
+        item["metadata"]["name"]: item["spec"] for item in made
+    }
+    assert len(rendered) == len(made)
     for item in rendered:
         assert item["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
 
@@ -106,6 +110,12 @@ def may(plane: Plane, account: str, verb: str, resource: str, namespace: str) ->
         ("vfio-operator", "create", "tokenreviews.authentication.k8s.io", "default"),
         ("vfio-operator", "create", "subjectaccessreviews.authorization.k8s.io", "default"),
         ("vfio-operator", "get", "nodes", "default"),
+        ("vfio-operator", "list", "vfiomigrationpolicies.vfiomigration.io", "default"),
+        ("vfio-operator", "patch", "vfioevacuations.vfiomigration.io/status", "default"),
+        ("vfio-operator", "create", "pods", "default"),
+        ("vfio-operator", "delete", "pods", "default"),
+        ("vfio-operator", "get", "persistentvolumeclaims", "default"),
+        ("vfio-operator", "get", "namespaces", "default"),
         ("vfio-operator", "update", f"leases.coordination.k8s.io/{LEASE_NAME}", NAMESPACE),
         ("vfio-operator", "patch", f"configmaps/{CA_CONFIGMAP}", NAMESPACE),
         ("vfio-operator", "create", "configmaps", NAMESPACE),
@@ -129,6 +139,10 @@ def test_rights(chart: Plane, account: str, verb: str, resource: str, namespace:
         # what nothing in it asks for
         ("vfio-operator", "list", "customresourcedefinitions.apiextensions.k8s.io", "default"),
         ("vfio-operator", "list", "namespaces", "default"),
+        ("vfio-operator", "list", "persistentvolumeclaims", "default"),
+        ("vfio-operator", "patch", "pods/status", "default"),
+        ("vfio-operator", "create", "vfioevacuations.vfiomigration.io", "default"),
+        ("vfio-operator", "patch", "vfiomigrationpolicies.vfiomigration.io", "default"),
         ("vfio-operator", "watch", "vfioswitchovers.vfiomigration.io", "default"),
         ("vfio-operator", "delete", "vfioswitchovers.vfiomigration.io", "default"),
         ("vfio-operator", "patch", "events.events.k8s.io", "default"),

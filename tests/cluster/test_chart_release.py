@@ -124,7 +124,30 @@ def test_install(cluster: Cluster) -> None:
         assert cluster.get("daemonset", name, "-n", AGENTS)["status"]["numberReady"] == 2
     assert cluster.names("servicemonitor", "-n", NAMESPACE)
     assert cluster.names("podmonitor", "-n", AGENTS)
-    assert len(cluster.names("certificate", "-n", NAMESPACE)) == 2
+    wanted = {f"certificate.cert-manager.io/vfio-operator-{name}" for name in ("ca", "evictions", "tls")}
+    assert cluster.names("certificate", "-n", NAMESPACE) == wanted
+
+
+def test_the_webhooks_own_certificate_is_made_once(cluster: Cluster) -> None:
+    """And again if somebody damages it; the API server is always told whom to trust."""
+
+    def rendered() -> tuple[Object, str]:
+        chosen = ["--set=evictionWebhook.enabled=true", "--show-only=templates/evictions.yaml", "--dry-run=server"]
+        found = yaml.safe_load_all(cluster.helm("template", "release", str(CHART), *chosen).stdout)
+        items = {item["kind"]: item for item in found}
+        secret = items["Secret"]
+        bundle = items["ValidatingWebhookConfiguration"]["webhooks"][0]["clientConfig"]["caBundle"]
+        assert bundle == secret["data"]["ca.crt"]
+        return secret, bundle
+
+    secret, bundle = rendered()
+    owner = {"meta.helm.sh/release-name": "release", "meta.helm.sh/release-namespace": NAMESPACE}
+    _create(cluster.plane, secret | {"metadata": secret["metadata"] | {"annotations": owner}})
+    assert rendered() == (secret, bundle)
+    name = ["secret", secret["metadata"]["name"], "-n", NAMESPACE]
+    cluster.plane.kubectl("patch", *name, "--type=merge", "-p", json.dumps({"data": {"ca.crt": ""}}))
+    assert rendered()[1] not in ("", bundle)
+    cluster.plane.kubectl("delete", *name)
 
 
 def _dry_run(cluster: Cluster, items: list[Object]) -> str:

@@ -10,6 +10,7 @@ import yaml
 
 from cluster.rendering import APIS, CHART, EXAMPLES, ROOT, VALUE_SETS, of_kind, render, template
 from devtools.tools import helm
+from vfio_operator.settings import OperatorSettings
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -38,6 +39,10 @@ REFUSED = [
     ("operator.resources.limits.memory=1GB", "at '/operator/resources/limits/memory'"),
     ("operator.podLabels.team=1", "at '/operator/podLabels/team': got number, want string"),
     ("operator.lease.seconds=1", "at '/operator/lease/seconds': minimum: got 1, want 3"),
+    ("operator.migrations.parallel=-1", "at '/operator/migrations/parallel': minimum: got -1, want 0"),
+    ("operator.migrations.parallelPerNode=two", "at '/operator/migrations/parallelPerNode': got string, want integer"),
+    ("operator.migrations.targetPodSeconds=0", "at '/operator/migrations/targetPodSeconds': minimum: got 0, want 1"),
+    ("operator.migrations.perNode=1", "at '/operator/migrations': additional properties 'perNode' not allowed"),
     ("image.registry=https://mirror", "at '/image/registry': 'https://mirror' does not match pattern"),
     ("image.pullPolicy=Sometimes", "at '/image/pullPolicy': value must be one of"),
     ("image.pullSecrets[0]=mirror", "at '/image/pullSecrets/0': got string, want object"),
@@ -140,6 +145,22 @@ def test_every_value_is_documented() -> None:
 @pytest.mark.parametrize("flags", VALUE_SETS.values(), ids=VALUE_SETS)
 def test_valid(flags: tuple[str, ...]) -> None:
     assert render(*flags)
+
+
+def test_limits_on_migrations_reach_the_operator() -> None:
+    def limits(*flags: str) -> tuple[float, ...]:
+        (operator,) = of_kind(render(*flags), "Deployment")
+        env = {
+            each["name"]: each.get("value", "") for each in operator["spec"]["template"]["spec"]["containers"][0]["env"]
+        }
+        names = ("PARALLEL_MIGRATIONS", "PARALLEL_MIGRATIONS_PER_NODE", "TARGET_POD_SECONDS")
+        return tuple(float(env[f"VFIO_OPERATOR_{name}"]) for name in names)
+
+    fields = OperatorSettings.model_fields
+    names = ("parallel_migrations", "parallel_migrations_per_node", "target_pod_seconds")
+    assert limits() == tuple(fields[name].default for name in names), "the chart's defaults are the operator's"
+    chosen = "--set=operator.migrations.parallel=9,operator.migrations.parallelPerNode=0"
+    assert limits(chosen, "--set=operator.migrations.targetPodSeconds=30") == (9, 0, 30)
 
 
 def test_one_replica_is_always_up() -> None:

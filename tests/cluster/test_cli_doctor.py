@@ -14,6 +14,7 @@ from vfio_api.names import DEVICE_USER_ROLE
 from vfio_cli.checks import (
     AGENT,
     DEVICE_VIEWER_ROLE,
+    FLEET_ADMIN_ROLE,
     KEEPER,
     MUTATING_POLICIES,
     OPERATOR,
@@ -62,7 +63,7 @@ def test_the_names_that_the_doctor_looks_for_are_the_charts() -> None:
     assert names["CustomResourceDefinition"] == set(crd_names())
     assert names["Deployment"] == {OPERATOR}
     assert {AGENT, KEEPER} <= names["DaemonSet"]
-    assert {DEVICE_USER_ROLE, DEVICE_VIEWER_ROLE} <= names["ClusterRole"]
+    assert {DEVICE_USER_ROLE, DEVICE_VIEWER_ROLE, FLEET_ADMIN_ROLE} <= names["ClusterRole"]
     assert (OPERATOR_IN, AGENTS_IN) == (NAMESPACE, AGENT_NAMESPACE)
 
 

@@ -91,7 +91,7 @@ def test_a_target_node_that_answers_nothing_in_pre_copy_ends_it_and_is_blanked_w
     node = world.stack.nodes["node-b"]
     assert node.agent is not None
     with world.workload():
-        strategy = {"bandwidthLimitBytesPerSecond": 1 << 20, "convergenceTimeoutSeconds": 15}
+        strategy = {"bandwidthLimitBytesPerSecond": 1 << 20, "convergenceTimeoutSeconds": 25}
         world.apply(migration("silent", pairs(), strategy=strategy))
         world.in_pre_copy("silent")
         os.kill(node.agent.pid, signal.SIGSTOP)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -222,7 +223,9 @@ FIELDS = (
             ("ttlSeconds", 60, ""),
             ("devices.0.sources", {}, "devices[0].sources"),
             ("devices.0.source.pciAddress", "0000:3b:00.2", "devices[0].source.pciAddress"),
-            ("workload.pause.timeoutSeconds", 5, ""),
+            ("workload.pause.timeoutMilliseconds", 5, ""),
+            ("workload.pause.hook.url", "http://x", ""),
+            ("source.pod", "vm-0", ""),
         )
     ),
     Invalid("metadata.nmae", {**ONE, "metadata": {**ONE["metadata"], "nmae": "x"}}, ('unknown field "metadata.nmae"',)),
@@ -376,7 +379,59 @@ SHAPES = (
         changed("source", {}, SHORTHAND),
         ("spec.source: Invalid value: ", "give either nodeName or podName, not both; found neither"),
     ),
-    Invalid("target: {}", changed("target", {}, SHORTHAND), ("spec.target.nodeName: Required value",)),
+    Invalid(
+        "target: {}",
+        changed("target", {}, SHORTHAND),
+        ("spec.target: Invalid value: ", "give either nodeName or podName, not both; found neither"),
+    ),
+    Invalid(
+        "target with nodeName and podName",
+        changed("target", {"nodeName": "node-b", "podName": "vm-1"}, SHORTHAND),
+        ("spec.target: Invalid value: ", "give either nodeName or podName, not both; found both"),
+    ),
+    Invalid(
+        "a target pod for a node's devices",
+        changed("target", {"podName": "vm-1"}, SHORTHAND),
+        (
+            "spec.target.podName: Invalid value: ",
+            "a target pod takes over what a source pod has: give source.podName",
+        ),
+    ),
+    Invalid(
+        "workload.pause.method: Hook without a hook",
+        changed("workload.pause", {"method": "Hook"}, ONE),
+        ("spec.workload.pause.hook: Invalid value: hook belongs to method Hook: give both or neither",),
+    ),
+    Invalid(
+        "a hook without workload.pause.method: Hook",
+        changed("workload.pause", {"method": "Freeze", "hook": {"port": 80}}, ONE),
+        ("spec.workload.pause.hook: Invalid value: ", "hook belongs to method Hook: give both or neither"),
+    ),
+    Invalid(
+        "a hook without a port",
+        changed("workload.pause", {"method": "Hook", "hook": {}}, ONE),
+        ("spec.workload.pause.hook.port: Required value",),
+    ),
+    Invalid(
+        "a hook on port 0",
+        changed("workload.pause", {"method": "Hook", "hook": {"port": 0}}, ONE),
+        ("spec.workload.pause.hook.port: Invalid value: 0", "greater than or equal to 1"),
+    ),
+    Invalid(
+        "a hook at another host",
+        changed("workload.pause", {"method": "Hook", "hook": {"port": 80, "path": "//example.com"}}, ONE),
+        ('spec.workload.pause.hook.path: Invalid value: "//example.com"',),
+    ),
+    Invalid(
+        "workload.pause.timeoutSeconds: 0",
+        changed("workload.pause", {"method": "Freeze", "timeoutSeconds": 0}, ONE),
+        number("workload.pause.timeoutSeconds", "0", "seconds", 1, 60),
+    ),
+    Invalid(
+        "priority: 1001",
+        changed("priority", 1001, ONE),
+        ("spec.priority: Invalid value: 1001", "less than or equal to 1000"),
+    ),
     Invalid("a pair without target", without("target", ONE), ("spec.devices[0].target: Required value",)),
     Invalid("a pair without name", without("name", ONE), ("spec.devices[0].name: Required value",)),
     Invalid(
@@ -405,6 +460,17 @@ SHAPES = (
     ),
 )
 
+
+def policy(**spec: Any) -> Object:
+    """A VFIOMigrationPolicy."""
+    return {
+        "apiVersion": ONE["apiVersion"],
+        "kind": "VFIOMigrationPolicy",
+        "metadata": {"name": "refused"},
+        "spec": spec,
+    }
+
+
 FULL = migration("full", **FULL_SPEC)
 SHORT = migration("short", source={"nodeName": "node-a"}, target={"nodeName": "node-b"})
 CANCELLED = changed("cancel", True, migration("cancelled"))
@@ -418,7 +484,8 @@ LATER_ON = (
             ("another mode", FULL, "mode", {"mode": "Migrate"}),
             ("another limit", FULL, "strategy", {"strategy": {"downtimeLimitMilliseconds": 5}}),
             ("no strategy", FULL, "strategy", {"strategy": None}),
-            ("another workload", FULL, "workload", {"workload": {"pause": {"method": "Hook"}}}),
+            ("another workload", FULL, "workload", {"workload": {"pause": {"method": "None"}}}),
+            ("a priority", FULL, "priority", {"priority": 5}),
             ("another source node", SHORT, "source", {"source": {"nodeName": "node-c"}}),
             ("another target node", SHORT, "target", {"target": {"nodeName": "node-c"}}),
         )
@@ -506,6 +573,21 @@ OTHERS = (
         "VFIODevice: address in upper case",
         device("0000:3B:00.2"),
         (f'spec.address: Invalid value: "0000:3B:00.2": {ADDRESS}',),
+    ),
+    Invalid(
+        "VFIOMigrationPolicy: it says nothing",
+        policy(migrationSelector={"a": "b"}),
+        ("spec: Invalid value: ", "give strategy, priority or both: a policy that says neither changes nothing"),
+    ),
+    Invalid(
+        "VFIOMigrationPolicy: an unknown knob",
+        policy(strategy={"downtimeLimitMs": 5}),
+        ('unknown field "spec.strategy.downtimeLimitMs"',),
+    ),
+    Invalid(
+        "VFIOMigrationPolicy: a limit out of range",
+        policy(strategy={"switchoverTimeoutSeconds": 0}),
+        number("strategy.switchoverTimeoutSeconds", "0", "seconds", 1, 3600),
     ),
 )
 

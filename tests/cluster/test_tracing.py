@@ -195,11 +195,15 @@ def test_a_rollback_is_traced_with_its_error(traced: World, collector: Collector
 
 def test_a_new_leader_goes_on_with_the_same_trace(traced: World, collector: Collector) -> None:
     with traced.workload("node-a", SENT):
-        name = traced.apply(migration("led", pairs(SENT), strategy={"bandwidthLimitBytesPerSecond": "4Mi"}))
+        control = traced.control("node-a")
+        control.fault(SENT[0], "read", hold=True, in_state=S.PRE_COPY)  # until the next one leads
+        name = traced.apply(migration("led", pairs(SENT)))
         traced.in_pre_copy(name)
         second = traced.stack.start_operator("operator-1", OTLP_ENDPOINT=collector.endpoint)
         traced.operator.stop()
         traced.operator = second
+        second.wait_for('"step": "Converge"')
+        control.release(SENT[0])
         found = traced.finished(name)
     assert found["status"]["phase"] == "Succeeded", found["status"]["message"]
     assert found["status"]["traceID"] == trace_id(found["metadata"]["uid"])

@@ -34,8 +34,8 @@ def test_a_migration_ends_and_nothing_is_done_with_devices_of_which_nothing_is_k
         assert node.agent is not None
         node.agent.kill()
         uid = world.stack.get("vfm", name)["metadata"]["uid"]
-        records = [node.dir / folder / "sessions" / f"{uid}.{role.lower()}.json" for folder in ("run", "state")]
-        damage(records[0])
+        records = [folder / "sessions" / f"{uid}.{role.lower()}.json" for folder in node.records]
+        damage(records[1])
         epoch = json.loads((node.dir / "state" / "epoch.json").read_text())["epoch"]
         damage(node.dir / "state" / "epoch.json")
         before = world.states(node.name)

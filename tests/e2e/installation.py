@@ -23,6 +23,12 @@ MARKERS = "markers"
 MARKER_FILES = (Path(__file__).with_name("marker.py"), WORKLOAD)
 
 
+# Simulated devices of each node: two that take a while to move, and one for each pod of many.
+LARGE, SMALL = ("sim0", "sim1"), tuple(f"small{number}" for number in range(8))
+BIG = {"model": "sim-vf", "size_bytes": 64 << 20, "dirty_rate_bytes_per_second": 1 << 20}
+LITTLE = {"model": "sim-small", "size_bytes": 2 << 20, "dirty_rate_bytes_per_second": 64 << 10}
+
+
 class Devices(Protocol):
     """What the nodes of a stage have. values: for helm."""
 
@@ -41,11 +47,19 @@ class Devices(Protocol):
 class SimulatedDevices:
     """Devices of the simulator that the chart can install."""
 
-    values = ("agent.simulator.enabled=true",)
+    values = (
+        "agent.simulator.enabled=true",
+        "evictionWebhook.enabled=true",
+        *(
+            f"agent.simulator.devices[{number}].{key}={value}"
+            for number, address in enumerate((*LARGE, *SMALL))
+            for key, value in {"address": address, **(BIG if address in LARGE else LITTLE)}.items()
+        ),
+    )
 
     def of(self, cluster: Cluster, node: str) -> Sequence[str]:
         """See Devices."""
-        return ["sim0", "sim1"]
+        return LARGE
 
     def slow(self) -> Mapping[str, object]:
         """See Devices: 2 x 64 MiB by 16 MiB/s."""
@@ -99,6 +113,13 @@ class Installation:
             action, RELEASE, CHART, "--namespace", NAMESPACE, "--wait", "--timeout", timeout, *chosen, *arguments
         )
 
+    def ready(self) -> None:
+        """Install the chart unless it is, and wait for the devices."""
+        if RELEASE not in self.cluster.helm("list", "--namespace", NAMESPACE, "--short"):
+            self.helm("install", "--create-namespace")
+        self.devices_free()
+        self.allow_markers()
+
     def helm_in_background(self, action: str, **values: str) -> None:
         """`helm`, by another thread; `background_done` waits for it."""
         self._background.append(self._pool.submit(self.helm, action, **values))
@@ -145,10 +166,14 @@ class Installation:
         """A workload pod takes the marks out of the devices that are held on a node."""
         return self._marker(node, "read", self.devices.of(self.cluster, node))
 
+    def close(self, node: str, *addresses: str) -> None:
+        """A workload pod gives devices up, whoever had them."""
+        self._marker(node, "close", addresses)
+
     def _marker(self, node: str, action: str, arguments: Sequence[str]) -> Mapping[str, str]:
         self._number += 1
         name = f"marker-{self._number}"
-        self._apply(_marker_pod(name, node, [action, "marker", *arguments]))
+        self.apply(_marker_pod(name, node, [action, "marker", *arguments]))
         self.cluster.wait_until(
             lambda: self.cluster.get("pod", "-n", MARKERS, name)["status"].get("phase") in ("Succeeded", "Failed"),
             f"pod {name} ended",
@@ -163,10 +188,10 @@ class Installation:
     def allow_markers(self) -> None:
         """A namespace in which workloads may reach the agent's socket on their node."""
         labels = {"pod-security.kubernetes.io/enforce": "privileged"}
-        self._apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": MARKERS, "labels": labels}})
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": MARKERS, "labels": labels}})
         files = {file.name: file.read_text() for file in MARKER_FILES}
         meta = {"name": "marker", "namespace": MARKERS}
-        self._apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": files})
+        self.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": files})
         account = ["get", "serviceaccount", "default", "-n", MARKERS]
         self.cluster.wait_until(lambda: "default" in self.cluster.kubectl(*account, check=False), "account", 30)
 
@@ -174,7 +199,7 @@ class Installation:
         """kubectl apply of a VFIOMigration of all devices of a node to those of another."""
         pairs = zip(self.devices.of(self.cluster, source), self.devices.of(self.cluster, target), strict=True)
         named = [(f"dev{number}", source, there, target, to) for number, (there, to) in enumerate(pairs)]
-        self._apply(migration(name, named, strategy=strategy) if strategy else migration(name, named))
+        self.apply(migration(name, named, strategy=strategy) if strategy else migration(name, named))
 
     def finished(self, name: str, timeout: float = 90) -> Json:
         """The migration, once it has ended; fails unless it succeeded."""
@@ -218,7 +243,8 @@ class Installation:
         assert self.read(target) == dict(there), f"{name}: the marks of {source} are not on {target}"
         return ended
 
-    def _apply(self, thing: Json) -> None:
+    def apply(self, thing: Json) -> None:
+        """kubectl apply."""
         self.cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(thing))
 
     def describe(self) -> str:

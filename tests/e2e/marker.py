@@ -1,6 +1,6 @@
 """What the marker pods run: puts marks into devices, or takes them out, by way of the agent's socket on the node.
 
-    marker.py FOLDER mark|read NAME ADDRESS=MARK...
+    marker.py FOLDER mark|read|close NAME ADDRESS[=MARK]...
 
 FOLDER is where the node has the agent's sockets, NAME who is said to hold the devices; a mark is hexadecimal, 16 bytes.
 Prints one line of JSON: address -> mark found.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mtty_workload import Mark, read_mark, write_mark  # beside this file in the pod
 
-from vfio_agent.broker import request_device
+from vfio_agent.broker import close_device, request_device
 from vfio_agent.devices.simulated import SimulatedBackend
 
 SCRATCH = 1  # bytes of a mark that are a port's scratch register; the rest is in its queue
@@ -54,6 +54,11 @@ def main(argv: Sequence[str]) -> int:
     """Entry point in the pod."""
     folder, action, name = Path(argv[0]), argv[1], argv[2]
     found = {}
+    if action == "close":
+        for address in argv[3:]:
+            close_device(folder / "broker.sock", address)
+        print("{}", flush=True)
+        return 0
     for address, _, text in (pair.partition("=") for pair in argv[3:]):
         mark = bytes.fromhex(text) if action == "mark" else b""
         backend, fds = _opened(folder, address, name)

@@ -89,7 +89,7 @@ def opening(backend: KernelBackend, uuid: str) -> Report:
             "fds": [os.readlink(f"/proc/self/fd/{fd}") for fd in device.fds()],
             "second opening": refused,
             "fds left by it": len(os.listdir("/proc/self/fd")) - before,
-            "opener is this process": opener.startswith(f"pid {os.getpid()} "),
+            "opener is this process": opener is not None and opener.pid == os.getpid(),
             "precopy info v2": uapi.enable_precopy_info_v2(device.fds()[0]),
             "precopy info": [info.initial_bytes, info.dirty_bytes, info.reinit],
         }
