@@ -42,8 +42,11 @@ model: $(STAMP) ## the safety protocol explored within bounds that are printed, 
 faults: $(STAMP) ## the whole fault matrix on real processes; report in build/ (about 8 minutes)
 	@PYTHONPATH=hack $(BIN)/python hack/faults.py
 
+bench: $(STAMP) ## every bar with its figure, beside QEMU, iperf3, openssl, kopf (two hours; ONLY="overhead qemu": some; SOAK=300: seconds)
+	@PYTHONPATH=hack:bench:tests ONLY="$(ONLY)" SOAK_SECONDS=$(or $(SOAK),3600) $(BIN)/python bench/all.py
+
 bench-convergence: $(STAMP) ## which states converge, predicted against actual downtime, memory (about 15 minutes)
-	@PYTHONPATH=hack $(BIN)/python bench/convergence.py
+	@PYTHONPATH=hack:bench $(BIN)/python bench/convergence.py
 
 bench-size: $(STAMP) ## one pair against 256: the decision, the status, the downtime
 	@PYTHONPATH=hack $(BIN)/python bench/size.py

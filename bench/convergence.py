@@ -4,19 +4,18 @@
 
 One migration at a time between two agents on this machine, by the whole product on a real control plane. The link is
 the bandwidth limit, so that the figures are those of a link and not of this machine's cores. For each migration also
-how much either agent's resident memory grew, and what one byte of state cost in bytes sent.
+how much either agent's resident memory grew, and what one byte of state cost in bytes sent. How good the predictions
+are over several links and many runs, and whether that keeps its bar, is what bench/prediction.py measures.
 """
 
 import json
-import os
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from devtools.stack import Node, SimulatedDevice, Stack, migration
-from vfio_agent.broker import close_device, request_device
+from devtools.footprint import forget_peak, resident_mib
+from devtools.stack import SimulatedDevice
+from twonodes import NAMES, TwoNodes, two_nodes
 
 MIB = 1 << 20
 LINK = 256 * MIB
@@ -48,92 +47,52 @@ def name(size: int, dirty: int) -> str:
     return f"s{size}-d{dirty}"
 
 
-def resident(node: Node, *, peak: bool) -> float:
-    """MiB that the node's agent has resident, now or at most since `forget_peak`."""
-    assert node.agent is not None
-    field = "VmHWM:" if peak else "VmRSS:"
-    status = Path(f"/proc/{node.agent.pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1024
-
-
-def forget_peak(node: Node) -> None:
-    """Let the peak of the resident set begin anew."""
-    assert node.agent is not None
-    Path(f"/proc/{node.agent.pid}/clear_refs").write_text("5")
-
-
-def run(stack: Stack, size: int, dirty: int) -> Row:
-    """Migrate one device from node-a to node-b, then free both ends."""
-    source, target = stack.nodes["node-a"], stack.nodes["node-b"]
-    address, called = name(size, dirty), f"converge-{name(size, dirty)}"
-    _, fds = request_device(source.broker_socket, address, "bench")
-    for fd in fds:  # the keeper holds it
-        os.close(fd)
-    holds = {"node-a": "workload bench"}
-    stack.wait_until(lambda: _held(stack, address, holds), "the source is held")
-    before = {node.name: resident(node, peak=False) for node in (source, target)}
-    for node in (source, target):
-        forget_peak(node)
-    strategy = {
-        "bandwidthLimitBytesPerSecond": LINK,
+def strategy(size: int, link: int) -> dict[str, int]:
+    """Of a state of so many MiB over a link of so many bytes per second."""
+    return {
+        "bandwidthLimitBytesPerSecond": link,
         "downtimeLimitMilliseconds": LIMIT_MILLISECONDS,
-        "convergenceTimeoutSeconds": int(size * MIB / LINK) + PATIENCE_SECONDS,
+        "convergenceTimeoutSeconds": int(size * MIB / link) + PATIENCE_SECONDS,
     }
-    began = time.monotonic()
-    made = migration(called, [("d", "node-a", address, "node-b", address)], strategy=strategy)
-    stack.kubectl("apply", "-f", "-", input=json.dumps(made))
-    stack.kubectl("wait", "--for=condition=Finished", f"vfm/{called}", "--timeout=300s")
-    seconds = time.monotonic() - began
-    growth = {node.name: resident(node, peak=True) - before[node.name] for node in (source, target)}
-    status: dict[str, Any] = stack.get("vfm", called)["status"]
-    close_device((target if status["phase"] == "Succeeded" else source).broker_socket, address)
-    succeeded = next(c for c in status["conditions"] if c["type"] == "Succeeded")
+
+
+def run(nodes: TwoNodes, size: int, dirty: int) -> Row:
+    """Migrate one device from node-a to node-b, then free both ends."""
+    address, pids = name(size, dirty), [nodes.agent(node) for node in NAMES]
+    nodes.occupy("node-a", [address])
+    before = [resident_mib(pid) for pid in pids]
+    for pid in pids:
+        forget_peak(pid)
+    moved = nodes.move(f"converge-{address}", "node-a", [address], strategy(size, LINK))
+    source, target = (resident_mib(pid, peak=True) - was for pid, was in zip(pids, before, strict=True))
+    nodes.free(NAMES[moved.succeeded], [address])
     return Row(
         size,
         dirty,
         LINK // MIB,
-        status["phase"],
-        succeeded["reason"],
-        round(seconds, 1),
-        _milliseconds(status.get("predictedDowntimeMicroseconds")),
-        _milliseconds(status.get("downtimeMicroseconds")),
-        round(status["progress"]["bytes"] / (size * MIB), 3),
-        round(growth["node-a"], 1),
-        round(growth["node-b"], 1),
+        moved.status["phase"],
+        moved.reason,
+        round(moved.seconds, 1),
+        moved.predicted and round(moved.predicted, 1),
+        moved.downtime and round(moved.downtime, 1),
+        round(moved.status["progress"]["bytes"] / (size * MIB), 3),
+        round(source, 1),
+        round(target, 1),
     )
-
-
-def _milliseconds(microseconds: int | None) -> float | None:
-    return None if microseconds is None else round(microseconds / 1000, 1)
-
-
-def _held(stack: Stack, address: str, holds: dict[str, str]) -> bool:
-    shown = {
-        d["spec"]["nodeName"]: d.get("status", {}).get("holder", "")
-        for d in stack.get("vfd")["items"]
-        if d["spec"]["address"] == address
-    }
-    return all(shown.get(node) == holder for node, holder in holds.items())
 
 
 def main() -> None:
     """Run every combination and print a table; write it as JSON if asked to."""
     rows = []
     sizes = [size for size in SIZES if size <= int(sys.argv[2])] if len(sys.argv) > 2 else list(SIZES)
-    with Stack(["node-a", "node-b"], fsync=True) as stack:
-        operator = stack.start_operator()
-        for node in ("node-a", "node-b"):
-            devices = [SimulatedDevice(name(s, d), s * MIB, d * MIB) for s in sizes for d in DIRTY]
-            stack.add_node(node, devices).start_agent()
-        operator.wait_for('"event": "leading"')
-        stack.devices_published(2 * len(sizes) * len(DIRTY), 60)
-        run(stack, sizes[0], 0)  # the first one warms the interpreters up; it is not counted
-        stack.kubectl("delete", "vfm", "--all")
+    with two_nodes([SimulatedDevice(name(s, d), s * MIB, d * MIB) for s in sizes for d in DIRTY]) as nodes:
+        run(nodes, sizes[0], 0)  # the first one warms the interpreters up; it is not counted
+        nodes.stack.kubectl("delete", "vfm", "--all")
         print("| state MiB | dirty MiB/s | outcome | predicted ms | downtime ms | sent/byte | s | RSS +src/+dst MiB |")
         print("|---:|---:|---|---:|---:|---:|---:|---:|")
         for size in sizes:
             for dirty in DIRTY:
-                row = run(stack, size, dirty)
+                row = run(nodes, size, dirty)
                 rows.append(row)
                 print(
                     f"| {size} | {dirty} | {row.reason} | {row.predicted_milliseconds} | {row.downtime_milliseconds} | "
