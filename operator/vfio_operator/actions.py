@@ -144,6 +144,9 @@ Action = (
     | Finish
 )
 
+AS_SEEN = (AddFinalizer, AskTurn, Authorize, Look)
+"""Actions that change nothing, or fail if the object is not any more as it was seen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -159,6 +162,11 @@ class Plan:
     timeout_seconds: float = 0.0
     pairs: tuple[Pair, ...] = ()
     findings: tuple[Failure, ...] = ()
+
+    @property
+    def holds_as_seen(self) -> bool:
+        """Whether it may be acted on although a watch, that can be behind, is all that is known of the object."""
+        return bool(self.actions) and all(isinstance(action, AS_SEEN) for action in self.actions)
 
 
 @dataclass(frozen=True, slots=True)

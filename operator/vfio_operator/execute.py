@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -110,19 +111,19 @@ class Executor:
         self._claims = KubeClaims(api)
         self._inventory, self._metrics, self._history, self._memory = inventory, metrics, history, memory
 
-    async def add_finalizer(self, observed: Observed, _action: AddFinalizer) -> None:
-        """Before anything is claimed."""
+    async def add_finalizer(self, observed: Observed, _action: AddFinalizer) -> bool:
+        """Before anything is claimed; False if the object is not any more as it was seen, and has to be read."""
         body = self._memory.body
-        if not observe.has_finalizer(body):
-            try:
-                await self._api.add_finalizer(observed.key, body)
-            except ApiException as error:
-                if error.status != 409:
-                    raise
-                body = await self._api.migration(observed.key)  # the watch is behind
-                if not observe.has_finalizer(body):
-                    await self._api.add_finalizer(observed.key, body)
+        if observe.has_finalizer(body):
+            return False
+        try:
+            await self._api.add_finalizer(observed.key, body)
+        except ApiException as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+            return False
         self._memory.has_finalizer = True
+        return True
 
     async def authorize(self, observed: Observed, action: Authorize) -> None:
         """Ask the API server what the requester may do with these pairs' devices.
@@ -185,7 +186,7 @@ class Executor:
                 self._memory.claims.add(record.object_name)
                 return True
             except ApiException as error:
-                if error.status != 409:
+                if error.status != HTTPStatus.CONFLICT:
                     raise
             current = observe.device_of(await self._claims.device(record.object_name))
         raise TimeoutError(f"VFIODevice {record.object_name} changes faster than it can be claimed")
@@ -346,7 +347,7 @@ class Executor:
             self._memory.switchover = Switchover(True)
             self._trail.wrote("create VFIOSwitchover", began)
         except ApiException as error:
-            if error.status != 409:
+            if error.status != HTTPStatus.CONFLICT:
                 raise
             self.read_back(await self._api.switchover(observed.key))
 

@@ -90,7 +90,8 @@ class MigrationTask:
         self._nodes: frozenset[str] = frozenset()
         self._missed = False
         self._turn = ASKING
-        self._namespace_labels: Mapping[str, str] = {}
+        self._namespace_labels: Mapping[str, str] | None = None
+        self._certain, self._over = False, False
         self._policy: Policy | None = None
         self._looking = Looking(context.agents)
         self._participants, self._reading = Participants(context.agents, key.uid), observe.Reading()
@@ -127,17 +128,17 @@ class MigrationTask:
         """Until the migration is finished."""
         if self._left:
             await self._again(self._recall_what_is_left)
-        else:
-            await self._again(self._read_again)
-            if observe.is_finished(self._memory.body):  # an earlier leader ended between the status and the finalizer
-                await self._again(lambda: self._context.api.finished(self.key, switchover=True))
-                return
+            self._certain = True
+        elif observe.is_untouched(self._memory.body):
             await self._again(self._recall)
+        else:
+            await self._resume()
         backoff = FIRST_BACKOFF
-        while True:
+        while not self._over:
             self._wake.clear()
             if self._missed:
                 await self._look_again()
+            await self._again(self._ask_for_labels)
             observed = self._observe()
             if rolls_back(observed):
                 # the first cause stays the cause, whatever the way back adds; what is recorded is what is known now
@@ -153,6 +154,9 @@ class MigrationTask:
                 # not in the way of what it says to do: devices may be down
                 later = TOLD_SECONDS if planned.step in QUIET_STEPS else 0
                 asyncio.get_running_loop().call_later(later, self._tell_step, planned)
+            if not self._certain and not planned.holds_as_seen:
+                await self._resume()
+                continue
             if planned.step == "AwaitAgents":  # the next agent publishes what it finds once it is there
                 self._looking.anew()
             for action in planned.actions:
@@ -167,12 +171,15 @@ class MigrationTask:
                 if isinstance(error, ApiException) and error.status in (404, 409) and await self._vanished():
                     self.gone()
                 refused = replace(planned, sentence=f"{planned.sentence}; the API server says: {brief(error)}")
-                self._publisher.offer(observed, refused, self._clockwork.measured(self._memory))
+                if self._certain:
+                    self._publisher.offer(observed, refused, self._clockwork.measured(self._memory))
                 self._check_deadline(observed, planned)
                 await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 backoff = min(2 * backoff, LAST_BACKOFF)
                 progressed = True
-            if not progressed:
+            if not progressed and not self._certain:
+                await self._resume()
+            elif not progressed:
                 self._publisher.offer(observed, planned, self._clockwork.measured(self._memory))
                 await self._wait(observed, planned)
 
@@ -229,8 +236,22 @@ class MigrationTask:
         if found is None:
             self.gone()
 
-    async def _read_again(self) -> None:
+    async def _resume(self) -> None:
         """The watch may be behind: what an earlier leader wrote last decides how to go on."""
+        await self._again(self._read_again)
+        self._certain = True
+        if observe.is_finished(self._memory.body):  # an earlier leader ended between the status and the finalizer
+            await self._again(lambda: self._context.api.finished(self.key, switchover=True))
+            self._over = True
+        else:
+            await self._again(self._recall)
+
+    async def _ask_for_labels(self) -> None:
+        """Those of the namespace, once there is a policy that may ask for them."""
+        if self._namespace_labels is None and self._context.policies and not self._memory.pairs and not self._left:
+            self._namespace_labels = await self._context.api.namespace_labels(self.key.namespace)
+
+    async def _read_again(self) -> None:
         found = await self._read()
         if found is None:
             self.gone()
@@ -261,8 +282,6 @@ class MigrationTask:
         memory.sequence = self._context.agents.highest_sequence(
             self.key.uid, {node for node, _ in ends_of(memory.pairs)}
         )
-        if not memory.pairs:
-            self._namespace_labels = await api.namespace_labels(self.key.namespace)
         wanted = observe.wish_of(memory.body).shorthand
         if memory.pairs and wanted is not None and wanted.pod:
             await self._mover.recall(memory.body.get("status", {}), wanted)
@@ -320,7 +339,7 @@ class MigrationTask:
 
     def _choose_policy(self) -> tuple[Policy | None, Failure | None]:
         labels = self._memory.body["metadata"].get("labels") or {}
-        return choose(self._context.policies.values(), self._namespace_labels, labels)
+        return choose(self._context.policies.values(), self._namespace_labels or {}, labels)
 
     async def _act(self, observed: Observed, planned: Plan) -> bool:
         """Carry out the actions; True if they changed what is observed, so that a new plan is due at once."""
@@ -343,7 +362,10 @@ class MigrationTask:
                     if queued:
                         self._mover.forget()  # another may have its name by now
                 case AddFinalizer():
-                    await self._executor.add_finalizer(observed, action)
+                    if await self._executor.add_finalizer(observed, action):
+                        self._certain = True  # nobody has written to it since it was seen
+                    else:
+                        await self._resume()
                 case Authorize():
                     await self._executor.authorize(observed, action)
                 case PersistPairs():

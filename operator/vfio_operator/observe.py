@@ -121,6 +121,11 @@ def has_finalizer(body: Body) -> bool:
     return FINALIZER in body["metadata"].get("finalizers", ())
 
 
+def is_untouched(body: Body) -> bool:
+    """Whether it was seen as its user made it: no operator has written to it, up to that version."""
+    return not has_finalizer(body) and not body.get("status") and "deletionTimestamp" not in body["metadata"]
+
+
 def is_finished(body: Body) -> bool:
     """Whether the terminal status was written."""
     conditions = body.get("status", {}).get("conditions", ())

@@ -1,7 +1,5 @@
 """One replica leads and writes; the others only watch, and take over."""
 
-import base64
-import json
 import signal
 from datetime import UTC, datetime
 from errno import EIO
@@ -9,29 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.audited import entries, requests, token_id
 from cluster.world import SETS, World, mark, migration, pairs
 from devtools.processes import Child
 from devtools.stack import Stack
 from vfio_api.device import DeviceState as S
 
 WRITES = {"create", "update", "patch", "delete", "deletecollection"}
-
-
-def _token_id(world: World, name: str) -> str:
-    """The credential id of a replica's token, as the audit log shows it."""
-    kubeconfig = json.loads((world.stack.dir / f"{name}.kubeconfig").read_text())
-    payload = kubeconfig["users"][0]["user"]["token"].split(".")[1]
-    return "JTI=" + json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["jti"]
-
-
-def _audited(folder: Path, token_id: str) -> list[tuple[str, str]]:
-    """(verb, resource) of every request that was made with a token."""
-    found = []
-    for line in (folder / "audit.log").read_text().splitlines():
-        entry = json.loads(line)
-        if token_id in entry["user"].get("extra", {}).get("authentication.kubernetes.io/credential-id", []):
-            found.append((entry["verb"], entry.get("objectRef", {}).get("resource", "")))
-    return found
 
 
 @pytest.fixture
@@ -45,7 +27,7 @@ def test_a_standby_writes_nothing_and_takes_over_in_mid_migration(
 ) -> None:
     with world.workload():
         assert world.run(migration("watched", pairs()))["status"]["phase"] == "Succeeded"
-        leader, second = (_audited(audit_folder, _token_id(world, n)) for n in ("operator-0", "operator-1"))
+        leader, second = (requests(audit_folder, token_id(world.stack, n)) for n in ("operator-0", "operator-1"))
         assert {verb for verb, _ in leader} >= {"create", "update", "patch"}
         assert second, "the audit log shows nothing of the standby: the check could not fail"
         assert [entry for entry in second if entry[0] in WRITES] == []
@@ -69,15 +51,13 @@ def test_a_standby_writes_nothing_and_takes_over_in_mid_migration(
         assert int(lease["metadata"]["annotations"]["vfiomigration.io/epoch"]) >= 2
 
 
-def _changed(folder: Path, token_id: str, since: datetime) -> list[str]:
+def _changed(folder: Path, token: str, since: datetime) -> list[str]:
     """What a replica has changed since then: "verb resource", for requests that were not refused."""
     found = []
-    for line in (folder / "audit.log").read_text().splitlines():
-        entry = json.loads(line)
-        extra = entry["user"].get("extra", {}).get("authentication.kubernetes.io/credential-id", [])
+    for entry in entries(folder, token):
         received = datetime.fromisoformat(entry["requestReceivedTimestamp"])
         done = entry["verb"] in WRITES and entry.get("responseStatus", {}).get("code", 500) < 400
-        if token_id in extra and done and received > since:
+        if done and received > since:
             found.append(f"{entry['verb']} {entry['objectRef']['resource']}")
     return found
 
@@ -110,8 +90,8 @@ def test_a_leader_that_was_stopped_past_its_lease_changes_nothing_when_it_wakes(
             # the arc that lasts 12 s is within it, and began under the first
             assert found["status"]["downtimeMicroseconds"] > 12_000_000
         assert "leadership lost" in first.text()
-        assert _changed(audit_folder, _token_id(world, first.name), woken) == []
-        assert _changed(audit_folder, _token_id(world, world.operator.name), woken)
+        assert _changed(audit_folder, token_id(world.stack, first.name), woken) == []
+        assert _changed(audit_folder, token_id(world.stack, world.operator.name), woken)
 
 
 @pytest.mark.parametrize("moment", ["PreCopy", "Switchover"])

@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "mutants"
 # `operator_that_dies` is told by its test what to replace, and does not start if that is not there.
 NAMES = sorted(path.stem for path in FOLDER.glob("*_that_*.py") if path.stem != "operator_that_dies")
-NAMES += sorted(path.stem for path in FOLDER.glob("agent_w*.py"))
+NAMES += sorted(path.stem for kind in ("agent", "operator") for path in FOLDER.glob(f"{kind}_w*.py"))
 
 
 def replaced(name: str) -> Iterator[tuple[Any, str, Any]]:
