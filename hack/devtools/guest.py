@@ -192,8 +192,10 @@ class Guest:
         """
         request = _request("exec", argv, env, cwd) | {"timeout": timeout}
         answer = self.request(request, timeout + BOOT_SECONDS)
-        if answer["timed_out"]:
-            raise GuestError(f"{list(argv)} took over {timeout} s\n{answer['stdout']}{answer['stderr']}")
+        if answer["waited"]:
+            raise GuestError(
+                f"{list(argv)} took over {timeout} s\n{answer['stdout']}{answer['stderr']}\n{answer['waited']}"
+            )
         return Completed(tuple(argv), answer["rc"], answer["stdout"], answer["stderr"])
 
     def spawn(
@@ -210,6 +212,11 @@ class Guest:
         request = _request("spawn", argv, env, cwd) | {"log": log}
         answer = self.request(request, BOOT_SECONDS, number)
         return Job(self, number, answer["pid"], self.share / log)
+
+    def waiting(self) -> str:
+        """What each program of the guest waits for, by its kernel: a report on one that does not answer."""
+        waited: str = self.request({"op": "waiting"}, STOP_SECONDS)["waited"]
+        return waited
 
     def driver_trace(self) -> list[Arc]:
         """Every arc of every mtty device since the boot, out of the kernel's log (`devtools.mtty_trace`)."""

@@ -3,8 +3,8 @@
 Started by guest_init.sh in the chroot, on the standard library alone. Beside ``.guest`` in the share, a file
 ``stop`` ends it, and the guest with it. Within ``.guest``:
 
-    req-N.json   {op: exec | spawn | signal, ...}  written by the host under another name, then renamed
-    res-N.json   the answer: {rc, stdout, stderr, timed_out} of exec, {pid} of spawn, {} of signal, or {error}
+    req-N.json   {op: exec | spawn | signal | waiting, ...}  written by the host under another name, then renamed
+    res-N.json   the answer: {rc, stdout, stderr, waited} of exec, {pid} of spawn, {} of signal, {waited}, or {error}
     exit-N.json  {rc} of the job that request N spawned, once it has ended
     ready        exists as soon as requests are taken
     boot.json    {env, command}; with a command, its end is the guest's end and its exit code the runner's
@@ -26,6 +26,7 @@ from typing import IO, Any
 
 POLL_SECONDS = 0.05
 STOP_GRACE_SECONDS = 2.0
+WAIT_FRAMES = 12
 REQUEST = re.compile(r"req-(\d+)\.json")
 
 
@@ -66,9 +67,9 @@ class Runner:
                 threading.Thread(target=self._serve, args=(int(found[1]), request), daemon=True).start()
 
     def _serve(self, number: int, request: dict[str, Any]) -> None:
-        serve = {"exec": self._exec, "spawn": self._spawn, "signal": self._signal}[request["op"]]
+        serve = {"exec": self._exec, "spawn": self._spawn, "signal": self._signal, "waiting": self._waiting}
         try:
-            answer = serve(number, request)
+            answer = serve[request["op"]](number, request)
         except (OSError, ValueError, LookupError) as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         self._answer(f"res-{number}.json", answer)
@@ -77,18 +78,18 @@ class Runner:
         # Files, not pipes: a daemon that the command leaves behind would keep a pipe open for ever.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             process = self._start(request, out, err)
-            timed_out = False
+            waited = ""
             try:
                 process.wait(request["timeout"])
             except subprocess.TimeoutExpired:
-                timed_out = True
+                waited = what_processes_wait_for()
                 end_group(process, signal.SIGKILL)
                 process.wait()
             self._forget(process)
             out.seek(0)
             err.seek(0)
             texts = [stream.read().decode(errors="replace") for stream in (out, err)]
-        return {"rc": process.returncode, "stdout": texts[0], "stderr": texts[1], "timed_out": timed_out}
+        return {"rc": process.returncode, "stdout": texts[0], "stderr": texts[1], "waited": waited}
 
     def _spawn(self, number: int, request: dict[str, Any]) -> dict[str, Any]:
         with (self._share / request["log"]).open("ab", buffering=0) as log:
@@ -109,6 +110,9 @@ class Runner:
         else:
             process.send_signal(request["signal"])
         return {}
+
+    def _waiting(self, number: int, request: dict[str, Any]) -> dict[str, Any]:
+        return {"waited": what_processes_wait_for()}
 
     def _start(self, request: dict[str, Any], out: IO[bytes], err: IO[bytes] | int) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **self._env, **(request.get("env") or {})}
@@ -145,6 +149,21 @@ def end_group(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
     except ProcessLookupError:
         return
+
+
+def what_processes_wait_for() -> str:
+    """A line for each thread of each program: its state, and where in the kernel it is (/proc/PID/task/TID/stack)."""
+    lines = ["what every thread waits for:"]
+    for task in sorted(Path("/proc").glob("[0-9]*/task/[0-9]*"), key=lambda task: int(task.name)):
+        try:
+            if not (task / "cmdline").read_bytes():
+                continue  # the kernel's own
+            name, state = (task / "comm").read_text().strip(), (task / "stat").read_text().rpartition(")")[2].split()[0]
+            frames = [line.split()[1].partition("+")[0] for line in (task / "stack").read_text().splitlines()]
+        except (OSError, IndexError):
+            continue  # it has just ended
+        lines.append(f"{task.name} {name} {state} " + " < ".join(frames[:WAIT_FRAMES]))
+    return "\n".join(lines)
 
 
 def exit_code(returned: int) -> int:

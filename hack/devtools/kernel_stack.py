@@ -103,15 +103,16 @@ class KernelNode:
         self._starts = 0
         self.workload = Workload(name, self._ports[WORKLOAD_PORT])
         self._agents = Agents(name, self._ports[AGENTS_PORT])
-        link = Link(stack.dir / "link", server=number == 1, address=self.address)
-        environment = {
-            "PYTHONPATH": ":".join(str(ROOT / folder) for folder in SOURCES),
-            "PYTHONUNBUFFERED": "1",
-        }
-        self.guest = Guest.start(
-            name, share=self.dir, memory_mib=MEMORY_MIB, env=environment, hostfwd=self._ports, link=link
-        )
+        self._link = Link(stack.dir / "link", server=number == 1, address=self.address)
+        self.guest = self._boot()
         stack.closing.callback(self.close)
+
+    def _boot(self) -> Guest:
+        path = ":".join(str(ROOT / folder) for folder in SOURCES)
+        environment = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        return Guest.start(
+            self.name, share=self.dir, memory_mib=MEMORY_MIB, env=environment, hostfwd=self._ports, link=self._link
+        )
 
     def _spawn(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> GuestProcess:
         self._starts += 1
@@ -121,8 +122,26 @@ class KernelNode:
     def prepare(self) -> None:
         """Make the devices; start keeper, workload, and the process that starts agents: all but the agent itself.
 
-        What an agent imports takes a guest most of the time; meanwhile the control plane starts.
+        What an agent imports takes a guest most of the time; meanwhile the control plane starts. A guest whose
+        programs stand still before any of the project's runs is no finding: another is booted in its place, once, and
+        `KernelStack.replaced` says so. (Seen once in some hundred boots: programs that read the host's files by 9p
+        got no answer any more.)
         """
+        try:
+            self._prepare()
+        except GuestError as error:
+            self._stack.replaced.append(f"{self.name} was booted again: {error}\n{self._waiting()}")
+            self.guest.kill()
+            self.guest = self._boot()
+            self._prepare()
+
+    def _waiting(self) -> str:
+        try:
+            return self.guest.waiting()
+        except GuestError as error:
+            return str(error)
+
+    def _prepare(self) -> None:
         self.guest.exec(["mkdir", "-p", str(RUN)]).check()
         agents = self._spawn("agents", "-m", "devtools.kernel_agents", "--port", str(AGENTS_PORT))
         self.start_keeper()
@@ -248,6 +267,8 @@ class KernelStack(GuestStack):
         super().__init__(NODES, tls_sans=[HOST])
         self._devices, self._with_operator = devices, operator
         self.path = path
+        self.replaced: list[str] = []
+        """Why guests were booted a second time, and what their programs waited for."""
 
     def __enter__(self) -> "KernelStack":
         try:

@@ -41,6 +41,8 @@ def session_stack(figures: Figures) -> Iterator[KernelStack]:
         pytest.fail(f"the kernel tests need QEMU guests, which cannot be had here: {missing}", pytrace=False)
     with stack:
         figures.note(f"start-up: {time.monotonic() - began:.1f} s for two guests, their agents and the operator")
+        for why in stack.replaced:
+            figures.note(why)
         yield stack
 
 
