@@ -14,6 +14,7 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api import API_GROUP, API_VERSION
+from vfio_api.addresses import find_way_once
 from vfio_api.names import ADDRESS_ANNOTATION, AGENT_PREFIX, CA_CONFIGMAP, CA_KEY, EPOCH_ANNOTATION, LEASE_NAME
 from vfio_api.types import MigrationKey, Outcome
 
@@ -56,11 +57,12 @@ class AgentApi:
     @classmethod
     async def connect(cls, kubeconfig: Path | None, namespace: str) -> "AgentApi":
         """From a kubeconfig, or from the pod's service account."""
-        settings = client.Configuration()
+        settings: Any = client.Configuration()
         if kubeconfig is not None:
             await config.load_kube_config(str(kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
         else:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+        find_way_once(settings)
         return cls(client.ApiClient(settings), namespace)
 
     async def close(self) -> None:

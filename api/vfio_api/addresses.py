@@ -2,6 +2,9 @@
 
 import os
 import socket
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 BACKLOG = 128
 
@@ -30,3 +33,15 @@ def listener(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:
 def joined(host: str, port: int) -> str:
     """ "host:port", with the brackets that an IPv6 address needs."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def find_way_once(settings: Any) -> None:
+    """Have a client of the API server (its Configuration) look once for a proxy that the environment names.
+
+    Otherwise aiohttp does so anew for each request, and looks for ~/.netrc, each in another thread: two changes of
+    thread for every request, also for those that are made while devices are down.
+    """
+    where = urlsplit(settings.host)
+    if not settings.proxy and not proxy_bypass(where.hostname or ""):
+        settings.proxy = getproxies().get(where.scheme)
+    settings.client_session_kwargs = {"trust_env": False}

@@ -15,6 +15,7 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api import API_GROUP, API_VERSION
+from vfio_api.addresses import find_way_once
 from vfio_api.names import CA_CONFIGMAP, CA_KEY, FINALIZER, FINISHED_LABEL, TOKEN_AUDIENCE
 from vfio_api.types import MigrationKey, Outcome
 from vfio_operator.fence import fence
@@ -100,6 +101,7 @@ class OperatorApi:
             await config.load_kube_config(str(kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
         else:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+        find_way_once(settings)
         made: list[OperatorApi] = []
         settings.trace_configs = [fence(lambda: made[0].may_write())]
         made.append(cls(Gate(settings), namespace, instance, client.ApiClient(settings)))
