@@ -217,18 +217,16 @@ class Executor:
             for p in observed.participants
             if not p.connected and (p.touched or observed.inherited) and not is_released(p)
         }
-        away = {
-            (node, address) for pair in observed.pairs for role, node, address in pair.ends if (node, role) in absent
-        }
-        held = [r for r in self._inventory.values() if r.object_name in self._memory.claims]
-        free = [r for r in held if (r.node, r.address) not in away]
+        ends = [end for pair in observed.pairs for end in pair.ends]
+        away = {device_object_name(node, address) for role, node, address in ends if (node, role) in absent}
+        free = sorted(self._memory.claims - away)
         for batch in (free[i : i + PARALLEL_CLAIMS] for i in range(0, len(free), PARALLEL_CLAIMS)):
-            await asyncio.gather(*(self._unclaim_one(observed, record) for record in batch))
+            await asyncio.gather(*(self._unclaim_one(observed, name) for name in batch))
         self._memory.claims.clear()
 
-    async def _unclaim_one(self, observed: Observed, record: DeviceRecord) -> None:
+    async def _unclaim_one(self, observed: Observed, name: str) -> None:
         # not by the version that was seen: agents publish just now what became of the device
-        if await self._claims.drop_claim(record.object_name, observed.key.uid):
+        if await self._claims.drop_claim(name, observed.key.uid):
             self._metrics.api_writes.labels("release").inc()
 
     def send(self, observed: Observed, action: Send) -> None:

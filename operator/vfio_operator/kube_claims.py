@@ -41,7 +41,10 @@ class KubeClaims:
         )
 
     async def drop_claim(self, object_name: str, uid: str) -> bool:
-        """Give a device free if the migration with this UID has it, whatever else of it has changed; whether it had."""
+        """Give a device free if the migration with this UID has it, whatever else of it has changed; whether it had.
+
+        A device that is not there any more is nobody's.
+        """
         self._api.may_write()
         changes = [
             {"op": "test", "path": "/spec/claimRef/uid", "value": uid},
@@ -59,7 +62,8 @@ class KubeClaims:
                 _request_timeout=REQUEST_SECONDS,
             )
         except ApiException as error:
-            if error.status != HTTPStatus.UNPROCESSABLE_ENTITY:  # the test fails
+            # it is there and the test fails, or it is not there
+            if error.status not in (HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.NOT_FOUND):
                 raise
             return False
         return True
