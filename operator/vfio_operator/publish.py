@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,7 +51,8 @@ class Publisher:
         self._api, self._metrics, self._key, self._trace_id = api, metrics, key, trace_id
         self._running = running
         self._written: Json = dict(body.get("status", {}))
-        self._offered: tuple[Observed, Plan, Measured] | None = None
+        self._offered: tuple[int, Observed, Plan, Measured] | None = None
+        self._turns, self._newest = itertools.count(1), 0
         self._announced: set[str] = set()
         self._hurry = asyncio.Event()  # what is offered is no place in the queue
         self._due: list[tuple[str, str]] = []
@@ -62,7 +64,7 @@ class Publisher:
         """Have the status written soon; only the newest offer is. In the switchover nothing is."""
         if planned.step in QUIET_STEPS or self._closed:
             return
-        self._offered = observed, planned, measured
+        self._offered = next(self._turns), observed, planned, measured
         if not observed.turn.waiting:
             self._hurry.set()
         if self._task is None or self._task.done():
@@ -95,20 +97,21 @@ class Publisher:
         Returns the object as it is stored; None if this very status was written before.
         """
         self._closed = True
-        return await self._write(observed, planned, measured)
+        return await self._write(next(self._turns), observed, planned, measured)
 
     async def _drain(self) -> None:
         if (pace := self._pace()) > PROGRESS_SECONDS:  # among many, most of this is superseded soon
             await asyncio.sleep(pace)
         while self._offered is not None:
-            (observed, planned, measured), self._offered = self._offered, None
+            (turn, observed, planned, measured), self._offered = self._offered, None
             try:
-                await self.write(observed, planned, measured)
+                if not self._closed:
+                    await self._write(turn, observed, planned, measured)
             except API_ERRORS as error:
                 log.warning("status not written", migration=str(self._key), error=brief(error))
             await asyncio.sleep(self._pace())
             self._hurry.clear()
-            if observed.turn.waiting and (self._offered is None or self._offered[0].turn.waiting):
+            if observed.turn.waiting and (self._offered is None or self._offered[1].turn.waiting):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), observed.turn.waiting * QUEUED_SECONDS)
 
@@ -117,14 +120,20 @@ class Publisher:
         return max(PROGRESS_SECONDS, self._running() * EACH_SECONDS)
 
     async def write(self, observed: Observed, planned: Plan, measured: Measured) -> None:
-        """Write the status now if it differs from the last one written; not after the last one."""
-        if not self._closed:
-            await self._write(observed, planned, measured)
+        """Write the status now if it differs from the last one written; not after the last one.
 
-    async def _write(self, observed: Observed, planned: Plan, measured: Measured) -> Json | None:
+        What was offered before is never written after it: that may not know the pairs or the failure that this records.
+        """
+        if not self._closed:
+            await self._write(next(self._turns), observed, planned, measured)
+
+    async def _write(self, turn: int, observed: Observed, planned: Plan, measured: Measured) -> Json | None:
         stored = None
         # the lock makes a write that is under way end before the next one begins
         async with self._writing:
+            if turn < self._newest:
+                return None  # a newer one was written meanwhile, with what was decided since
+            self._newest = turn
             made = status.build(observed, planned, measured, now(), self._written, self._trace_id)
             if made != self._written:
                 stored = await self._api.apply_status(self._key, made)
