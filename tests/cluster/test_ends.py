@@ -48,6 +48,16 @@ def stopping_takes_its_time(world: World, seconds: int = 2) -> Iterator[None]:
     yield
 
 
+def force_delete(world: World, name: str) -> None:
+    """What people do to an object that does not go: delete it, and take its finalizer off before it was dealt with."""
+    world.operator.signal(signal.SIGSTOP)
+    try:
+        world.stack.kubectl("delete", "vfm", name, "--wait=false")
+        world.stack.kubectl("patch", "vfm", name, "--type=merge", "-p", STRIP)
+    finally:
+        world.operator.signal(signal.SIGCONT)
+
+
 def in_switchover(world: World) -> None:
     world.stack.wait_until(
         lambda: any(s in ("STOP_COPY", "PRE_COPY_P2P") for s in world.states("node-a")), "a source is quiesced"
@@ -116,8 +126,7 @@ def test_force_deleted_with_its_finalizer_stripped_it_is_rolled_back_all_the_sam
             world.in_pre_copy(name)
         else:
             in_switchover(world)
-        world.stack.kubectl("delete", "vfm", name, "--wait=false")
-        world.stack.kubectl("patch", "vfm", name, "--type=merge", "-p", STRIP)
+        force_delete(world, name)
         settled(world, "node-a")
         assert name not in world.stack.kubectl("get", "vfm")
 
@@ -127,8 +136,7 @@ def test_made_again_under_its_name_while_the_first_is_rolled_back(world: World) 
     with world.workload():
         world.apply(migration("twice", pairs(), **SLOW))
         world.in_pre_copy("twice")
-        world.stack.kubectl("delete", "vfm", "twice", "--wait=false")
-        world.stack.kubectl("patch", "vfm", "twice", "--type=merge", "-p", STRIP)
+        force_delete(world, "twice")
         found = world.run(migration("twice", pairs()))
         if found["status"]["phase"] == "Failed":  # it came while the first still had the devices
             assert condition(found, "Succeeded")["reason"] == "DeviceClaimed"
