@@ -39,6 +39,7 @@ __all__ = [
     "Completed",
     "Guest",
     "GuestError",
+    "GuestStalledError",
     "Job",
     "Link",
     "parse_driver_trace",
@@ -54,6 +55,10 @@ POLL_SECONDS = 0.02
 
 class GuestError(RuntimeError):
     """A guest died, did not answer, or could not do what was asked; it quotes the console's last lines."""
+
+
+class GuestStalledError(GuestError):
+    """What was started runs on and on, and does not do what it was to do; nothing has failed."""
 
 
 T = TypeVar("T")
@@ -187,13 +192,13 @@ class Guest:
     ) -> Completed:
         """Run a command in the guest to its end; may be called from several threads at once.
 
-        Raises `GuestError` if the command cannot be started or takes longer than ``timeout`` seconds; its
-        group is killed.
+        Raises `GuestError` if the command cannot be started, `GuestStalledError` if it takes longer than ``timeout``
+        seconds; its group is killed.
         """
         request = _request("exec", argv, env, cwd) | {"timeout": timeout}
         answer = self.request(request, timeout + BOOT_SECONDS)
         if answer["waited"]:
-            raise GuestError(
+            raise GuestStalledError(
                 f"{list(argv)} took over {timeout} s\n{answer['stdout']}{answer['stderr']}\n{answer['waited']}"
             )
         return Completed(tuple(argv), answer["rc"], answer["stdout"], answer["stderr"])

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from devtools.guest import HOST, WORKLOAD, Guest, GuestError, Job, Link
+from devtools.guest import HOST, WORKLOAD, Guest, GuestError, GuestStalledError, Job, Link
 from devtools.kernel import ensure_qemu, kernel_artefacts
 from devtools.kernel_agents import AGENT, Agents, ForkedAgent
 from devtools.kernel_workload import Workload
@@ -55,14 +55,15 @@ class GuestProcess:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def wait_for(self, text: str, timeout: float = AGENT_SECONDS) -> None:
-        """Wait until `text` is in its output. Raises GuestError."""
+        """Wait until `text` is in its output. Raises GuestError if it ends before, GuestStalledError if it does not."""
         deadline = time.monotonic() + timeout
         while text not in self.text():
             if not self.running and text in self.text():
                 return  # its last words
             if not self.running or time.monotonic() > deadline:
+                kind = GuestStalledError if self.running else GuestError
                 state = "is running" if self.running else f"ended with {self._job.poll()}"
-                raise GuestError(f"{self.name} {state} and has not printed {text!r}:\n{self.text()[-3000:]}")
+                raise kind(f"{self.name} {state} and has not printed {text!r}:\n{self.text()[-3000:]}")
             time.sleep(POLL_SECONDS)
 
     def signal(self, number: int) -> None:
@@ -123,13 +124,13 @@ class KernelNode:
         """Make the devices; start keeper, workload, and the process that starts agents: all but the agent itself.
 
         What an agent imports takes a guest most of the time; meanwhile the control plane starts. A guest whose
-        programs stand still before any of the project's runs is no finding: another is booted in its place, once, and
-        `KernelStack.replaced` says so. (Seen once in some hundred boots: programs that read the host's files by 9p
+        programs stand still before there is an agent is booted again, once, and `KernelStack.replaced` says so; what
+        fails or ends is a failure at once. (Seen once in some hundred boots: programs that read the host's files by 9p
         got no answer any more.)
         """
         try:
             self._prepare()
-        except GuestError as error:
+        except GuestStalledError as error:
             self._stack.replaced.append(f"{self.name} was booted again: {error}\n{self._waiting()}")
             self.guest.kill()
             self.guest = self._boot()
