@@ -276,8 +276,13 @@ class OperatorApi:
         return stored
 
     async def namespace_labels(self, name: str) -> dict[str, str]:
-        """The labels of a namespace."""
-        found = await self._core.read_namespace(name, _request_timeout=REQUEST_SECONDS)
+        """The labels of a namespace; one that is gone has none."""
+        try:
+            found = await self._core.read_namespace(name, _request_timeout=REQUEST_SECONDS)
+        except ApiException as error:
+            if error.status == 404:
+                return {}
+            raise
         return dict(found.metadata.labels or {})
 
     async def node_exists(self, name: str) -> bool:
