@@ -136,17 +136,21 @@ def undisturbed(measure: Callable[[], _T], what: str) -> _T:
 
 @dataclass(frozen=True)
 class _Usage:
-    """CPU time at a moment, in clock ticks: of all processes that are not ours, by pid, and stolen by the host."""
+    """CPU time at a moment, in clock ticks: of all processes that are not ours, by pid; stolen by the host; of nobody
+    that is there: what all processes have used, less what ours, the kernel's threads and their ended children have.
+    """
 
     moment: float
     others: dict[int, int]
     stolen: int
+    unseen: int
 
 
 def _others() -> _Usage:
     """What everybody else has used. Ours are this process, and all that it and they have started."""
     parents: dict[int, int] = {}
     used: dict[int, int] = {}
+    ended: dict[int, int] = {}  # by children that a process has waited for
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -156,6 +160,7 @@ def _others() -> _Usage:
             continue  # it has ended meanwhile
         pid = int(entry.name)
         parents[pid], used[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+        ended[pid] = int(fields[13]) + int(fields[14])
 
     def ours(pid: int) -> bool:
         while pid > 1:
@@ -166,13 +171,18 @@ def _others() -> _Usage:
 
     apart = {1, 2}  # init reaps for everybody; what the kernel does is done for us as well
     others = {p: ticks for p, ticks in used.items() if p not in apart and parents[p] != 2 and not ours(p)}
-    stolen = int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
-    return _Usage(time.monotonic(), others, stolen)
+    user, nice, system, _, _, irq, softirq, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    known = sum(ticks + ended[p] for p, ticks in used.items() if p == 2 or parents[p] == 2 or ours(p))
+    return _Usage(time.monotonic(), others, stolen, user + nice + system + irq + softirq - known)
 
 
 def _noise(before: _Usage) -> float:
-    """The share of all cores' time that others have used, or the host has taken, since `before`."""
+    """The share of all cores' time that others have used, or the host has taken, since `before`.
+
+    Of others that have ended meanwhile only `unseen` tells, which is less exact: ticks of all cores against run times.
+    """
     now = _others()
-    ticks = sum(used - before.others.get(pid, 0) for pid, used in now.others.items()) + now.stolen - before.stolen
+    seen = sum(used - before.others.get(pid, 0) for pid, used in now.others.items())
+    ticks = max(seen, now.unseen - before.unseen) + now.stolen - before.stolen
     seconds = (now.moment - before.moment) * (os.cpu_count() or 1)
     return ticks / os.sysconf("SC_CLK_TCK") / max(seconds, 1e-6)

@@ -3,12 +3,15 @@
     PYTHONPATH=hack:bench .venv/bin/python bench/qemu.py
 
 What is down is told by one witness for both: the driver's own log, from the first source device that leaves PRE_COPY
-or RUNNING to the last target device that enters RUNNING ("devices"). Around that, QEMU's downtime is what
-query-migrate says, and from its event STOP to its event RESUME; ours is the migration's downtimeMicroseconds.
+or RUNNING to the last target device that enters RUNNING ("devices"); of QEMU its events VFIO_MIGRATION tell the same.
+Beside that, QEMU's downtime is what query-migrate says, which ends when the source has sent everything, so that it can
+be shorter than what its devices are down for; and from its event STOP to its event RESUME. Ours is the migration's
+downtimeMicroseconds.
 """
 
 import json
 import sys
+import time
 from dataclasses import dataclass
 
 import measure
@@ -44,7 +47,18 @@ def of_devices(arcs: list[Arc], sources: list[str], targets: list[str]) -> float
     taken = [arc for arc in arcs if arc.outcome is Outcome.TAKEN]
     began = [a.time for a in taken if a.device in sources and a.old in RUNS and a.new.endswith("_P2P")]
     ended = [a.time for a in taken if a.device in targets and (a.old, a.new) == ("RUNNING_P2P", "RUNNING")]
+    if len(began) < len(sources) or len(ended) < len(targets):
+        raise RuntimeError(f"the driver's log has {len(began)} of {len(sources)} stops, {len(ended)} starts: {taken}")
     return (max(ended[-len(targets) :]) - min(began[-len(sources) :])) * 1000
+
+
+def of_events(events: list[Json]) -> float:
+    """The same by QEMU's events."""
+    told = [e for e in events if e["event"] == "VFIO_MIGRATION"]
+    states = [(float(e["time"]), str(e["side"]), str(e["data"]["device-state"])) for e in told]
+    began = [moment for moment, side, state in states if side == "source" and state.endswith("-p2p")]
+    ended = [moment for moment, side, state in states if side == "target" and state == "running"]
+    return (max(ended) - min(began)) * 1000
 
 
 def ours(stack: OneGuest, source: Place, target: Place, number: int) -> Round:
@@ -56,7 +70,7 @@ def ours(stack: OneGuest, source: Place, target: Place, number: int) -> Round:
         source.workload.mark(device, mark)
     stack.settled(source, target)
     source.workload.log()
-    name = f"bench-{number}"
+    name = f"bench-{time.time_ns()}"
     pairs = [
         (f"tty{n}", source.name, old, target.name, new)
         for n, (old, new) in enumerate(zip(source.devices, target.devices, strict=True))
@@ -93,17 +107,20 @@ def peer(stack: OneGuest) -> tuple[Round, Json]:
         raise RuntimeError(f"QEMU's migration: {found}")
     at = {event["event"]: event["time"] for event in found["events"] if event["event"] in ("STOP", "RESUME")}
     arcs = parse_driver_trace(witness.log())
-    steps = {"STOP to RESUME": (at["RESUME"] - at["STOP"]) * 1000}
+    steps = {"STOP to RESUME": (at["RESUME"] - at["STOP"]) * 1000, "VFIO_MIGRATION": of_events(found["events"])}
     return Round(float(found["migration"]["downtime"]), of_devices(arcs, sources, targets), steps), found
 
 
 def rounds(stack: OneGuest, count: int) -> tuple[list[Round], list[Round], Json]:
-    """Alternating; the first of each warms up and does not count."""
+    """Alternating; the first of each warm up and do not count. An even number of all: what is measured again begins
+    where the first one began.
+    """
     mine: list[Round] = []
     theirs: list[Round] = []
     places = stack.places["source"], stack.places["target"]
     last: Json = {}
-    for number in range(count + 1):
+    warm_up = 1 + (count + 1) % 2
+    for number in range(count + warm_up):
         source, target = places if number % 2 == 0 else places[::-1]
         mine.append(ours(stack, source, target, number))
         round_, last = peer(stack)
@@ -111,7 +128,7 @@ def rounds(stack: OneGuest, count: int) -> tuple[list[Round], list[Round], Json]
         print(f"{number}: ours {mine[-1].downtime:.1f} ms (devices {mine[-1].devices:.1f}), QEMU "
               f"{theirs[-1].downtime:.0f} ms (STOP to RESUME {theirs[-1].steps['STOP to RESUME']:.1f}, devices "
               f"{theirs[-1].devices:.1f})", flush=True)  # fmt: skip
-    return mine[1:], theirs[1:], last
+    return mine[warm_up:], theirs[warm_up:], last
 
 
 def results(mine: list[Round], theirs: list[Round]) -> list[Result]:
@@ -131,8 +148,12 @@ def results(mine: list[Round], theirs: list[Round]) -> list[Result]:
         for what, samples in (("whole", [r.downtime for r in found]), ("devices", [r.devices for r in found])):
             made.append(result(f"downtime/two-mtty/{who}/{what}/p50", p50(samples), "ms", samples=samples))
             made.append(result(f"downtime/two-mtty/{who}/{what}/p99", p99(samples), "ms"))
-    events = [r.steps["STOP to RESUME"] for r in theirs]
-    made.append(result("downtime/two-mtty/qemu/stop-to-resume/p50", p50(events), "ms", samples=events))
+    for step in ("STOP to RESUME", "VFIO_MIGRATION"):
+        events, name = [r.steps[step] for r in theirs], f"downtime/two-mtty/qemu/{step.lower().replace(' ', '-')}"
+        made.append(result(f"{name}/p50", p50(events), "ms", samples=events))
+    own, others = [r.devices for r in mine], p50([r.devices for r in theirs])
+    ratios = [each / others for each in own]
+    made.append(result("downtime/two-mtty/devices/p50", p50(own) / others, "x QEMU's", samples=ratios))
     return made
 
 

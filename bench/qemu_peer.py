@@ -84,6 +84,16 @@ def migrate(source: Monitor, target: Monitor, port: int) -> Json:
     raise RuntimeError(f"QEMU's migration has not ended within {SECONDS:g} s")
 
 
+def await_running(target: Monitor) -> str:
+    """The source is done before the target runs. Returns the target's last status, if it is another one."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        status = str(target.execute("query-status")["status"])
+        if status == "running" or time.monotonic() > deadline:
+            return status
+        time.sleep(POLL_SECONDS)
+
+
 def run(program: str, sources: list[str], targets: list[str], folder: Path) -> Json:
     """One migration between two new processes."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -96,7 +106,7 @@ def run(program: str, sources: list[str], targets: list[str], folder: Path) -> J
         source, target = Monitor(folder / "a"), Monitor(folder / "b")
         time.sleep(IDLE_SECONDS)
         found = migrate(source, target, port)
-        status = target.execute("query-status")["status"]
+        status = await_running(target)
         events = [
             {"time": e["timestamp"]["seconds"] + e["timestamp"]["microseconds"] / 1e6, "side": side, **e}
             for side, monitor in (("source", source), ("target", target))
