@@ -114,6 +114,10 @@ class Sink:
         """It is being loaded."""
         raise AssertionError(f"{len(buffer)} bytes are read from a target")
 
+    def ready(self) -> bool:
+        """It takes whatever comes."""
+        return True
+
     def write(self, data: memoryview) -> int:
         """See DataStream."""
         return len(data) if self._fd is None else os.write(self._fd, data)
@@ -142,10 +146,10 @@ def _target(pipe: Connection, streams: int, tls: bool) -> None:
     def complete(_config: bytes) -> None:
         ended.put(None)
 
+    peak = Peak.start()
     inlets = {name: Inlet(name, Sink(sink), complete, ended.put) for name in _names(streams)}
     made = context(identity, pins, server=True) if tls else cast(Any, PlainContext(pins[0]))
     server.expect(UID, Expected(made, pins, inlets))
-    peak = Peak.start()
     pipe.send("ready")
     for _ in inlets:
         error = ended.get(timeout=PATIENCE_SECONDS)
@@ -166,6 +170,7 @@ def _source(pipe: Connection, streams: int, tls: bool, size: int, certificate: b
         limit, link, metrics = TokenBucket(0), LinkMeter(), AgentMetrics("bench")
         made = context(identity, pins, server=False) if tls else cast(Any, PlainContext(certificate))
         news: Queue[None] = Queue()
+        peak = Peak.start()  # what a sender holds from the start counts
         senders = [
             Sender(
                 StreamHello(UID, name, 1),
@@ -181,7 +186,6 @@ def _source(pipe: Connection, streams: int, tls: bool, size: int, certificate: b
             for name in _names(streams)
         ]
         pipe.recv()
-        peak = Peak.start()
         began = time.monotonic()
         for sender in senders:
             sender.connect(PATIENCE_SECONDS)
