@@ -63,6 +63,7 @@ class Audit:
             f"--audit-policy-file={self._policy}",
             f"--audit-log-path={self._log}",
             "--audit-log-mode=batch",
+            "--audit-log-maxsize=4096",  # MiB: `since` reads one file
             "--audit-log-batch-max-size=400",
             "--audit-log-batch-max-wait=1s",
         ]

@@ -92,8 +92,10 @@ async def serve(kubeconfig: str, namespace: str) -> None:
     await server.start()
     print(json.dumps({"port": port, "certificate": pem.decode()}), flush=True)
     await streams.there.wait()
-    await config.load_kube_config(kubeconfig)  # type: ignore[no-untyped-call]
-    async with client.ApiClient() as connection:
+    settings: Any = client.Configuration()
+    await config.load_kube_config(kubeconfig, client_configuration=settings)  # type: ignore[no-untyped-call]
+    settings.client_session_kwargs = {"trust_env": False}  # no look-up of ~/.netrc and proxies for each request
+    async with client.ApiClient(settings) as connection:
         objects: Any = client.CustomObjectsApi(connection)
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):

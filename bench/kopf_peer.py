@@ -25,6 +25,7 @@ from kubernetes.aio import client, config
 
 from vfio_api import API_GROUP as GROUP
 from vfio_api import API_VERSION as VERSION
+from vfio_api.addresses import find_way_once
 from vfio_api.models import device_object_name
 from vfio_api.names import FINALIZER
 from vfio_api.names import FINISHED_LABEL as FINISHED
@@ -204,6 +205,7 @@ def settings() -> kopf.OperatorSettings:
 async def _configuration(kubeconfig: str) -> Any:
     made: Any = client.Configuration()
     await config.load_kube_config(kubeconfig, client_configuration=made)  # type: ignore[no-untyped-call]
+    find_way_once(made)  # as kopf's own requests are made
     return made
 
 

@@ -137,7 +137,7 @@ def both(ground: Ground, plan: Json, count: int) -> tuple[Drain, Drain]:
 
 
 def plan_of(ground: Ground, found: Drain, name: str) -> Json:
-    """What the peer is to do: what ours did for one migration."""
+    """What the peer is to do: what ours did for one migration, in whole writes; what it did is counted as well."""
     each = len(found.each)
     status = ground.stack.get("vfm", name)["status"]
     return {
@@ -255,6 +255,7 @@ def results(first: Drain, theirs: Drain, small: Sequence[Drain], peers: Sequence
         measure.result(f"{name}/cpu-of-peer", theirs.cpu_seconds / count * 1e3, "ms per migration"),
         measure.result(f"{name}/writes", operator + agents - changed, "per migration", at_most=MOST_WRITES),
         measure.result(f"{name}/writes-of-operator", operator - changed, "per migration"),
+        measure.result(f"{name}/writes-of-peer", theirs.writes(OPERATOR, *KINDS) / count - changed, "per migration"),
         measure.result(f"{name}/writes-of-agents", agents, "per migration"),
         measure.result(f"{name}/events", first.writes(OPERATOR, "events") / count, "per migration"),
         measure.result(f"{name}/claims-and-releases", changed / 2, "per device", at_most=2),
@@ -279,12 +280,13 @@ def bench() -> None:
     """Measure it all, and keep it."""
     size = Size()
     with ground(size, {}) as (made, operator):
-        first = ours(made, operator, size.migrations, "many")
+        first = measure.undisturbed(partial(ours, made, operator, size.migrations, "many"), "many at once")
         table(first)
         after, most = mebibytes(operator.pid), mebibytes(operator.pid, "VmHWM")
-        plan, pattern = plan_of(made, first, "many-1-0000"), made.stack.get("vfm", "many-1-0000")
+        last = f"many-{made.asked}-0000"
+        plan, pattern = plan_of(made, first, last), made.stack.get("vfm", last)
         operator.stop()
-        theirs = peers(made, plan, size.migrations, "many-of-peer")
+        theirs = measure.undisturbed(partial(peers, made, plan, size.migrations, "many-of-peer"), "many of the peer")
         rounds = [
             measure.undisturbed(partial(both, made, plan, size.again), f"round {turn}") for turn in range(size.rounds)
         ]
