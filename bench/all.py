@@ -25,8 +25,9 @@ Json = dict[str, Any]
 
 
 def run(name: str) -> bool:
-    """One benchmark; whether it came to its end."""
+    """One benchmark; whether it came to its end. What it found earlier is forgotten, however it ends."""
     print(f"== {name}", flush=True)
+    (DATA / f"{name}.json").unlink(missing_ok=True)
     return subprocess.run([sys.executable, str(HERE / f"{name}.py")], check=False).returncode == 0
 
 

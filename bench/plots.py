@@ -101,13 +101,25 @@ def barrier(raw: Json, figure: Figure) -> None:
     """Barriers and bare fan-outs by the number of agents."""
     axes = figure.subplots()
     counts = sorted(map(int, raw))
-    for label, key, colour in (("this, A+B", "whole", OURS), ("bare fan-out", "bare_both", PEER)):
+    for label, key, colour in (("this, A+B", "whole", OURS), ("bare fan-out", "bare", PEER)):
         axes.plot(counts, [p50(raw[str(n)][key]) for n in counts], "o-", color=colour, label=f"{label}, median")
         axes.plot(counts, [max(raw[str(n)][key]) for n in counts], ":", color=colour, label=f"{label}, slowest")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(counts, [f"{n} agents\n{4 * n} pairs" for n in counts])
     axes.set_ylabel("ms")
+    axes.legend()
+
+
+def scale(raw: Json, figure: Figure) -> None:
+    """How many of the migrations that were applied at once had finished when."""
+    axes = figure.subplots()
+    for label, key, colour in (("this", "each", OURS), ("bare kopf", "each_of_peer", PEER)):
+        seconds = sorted(raw[key])
+        axes.plot(seconds, range(1, len(seconds) + 1), color=colour, label=label)
+    axes.set_xlabel("seconds from when it was applied until its last write")
+    axes.set_ylabel("migrations")
+    axes.set_xlim(left=0)
     axes.legend()
 
 
@@ -165,6 +177,7 @@ PLOTS: dict[str, Plot] = {
     "overhead": overhead,
     "dataplane": dataplane,
     "barrier": barrier,
+    "scale": scale,
     "devices": devices,
     "prediction": prediction,
     "soak": soak,

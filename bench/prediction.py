@@ -133,6 +133,8 @@ def once(nodes: TwoNodes, turn: str, source: str, part: Sequence[Case]) -> list[
 def results(first: Sequence[Outcome], outcomes: Sequence[Outcome]) -> list[measure.Result]:
     """The share that holds, and how far off the predictions are. first: of a leader that has measured nothing yet."""
     early, runs = ([outcome.run for outcome in some if outcome.run is not None] for some in (first, outcomes))
+    if not early or not runs:
+        raise RuntimeError(f"{len(early)} of {len(first)} first runs and {len(runs)} of {len(outcomes)} converged")
     off, ratios = [run.off for run in runs], [run.predicted / run.actual for run in runs]
     early_share, share = (sum(run.holds for run in some) / len(some) for some in (early, runs))
     within = "within-25-percent-or-5-ms"

@@ -111,6 +111,8 @@ def soak(nodes: TwoNodes, sampler: Sampler, seconds: float) -> dict[str, int]:
             raise RuntimeError(f"{kind} {number} ended as {moved.status['phase']}: {moved.status['message']}")
         done[kind] += 1
         sampler.migrations = number
+        if sampler.failure is not None:  # raised when it is closed
+            break
         place = 1 - place if kind is Kind.MOVE else place
         if time.monotonic() > deadline:
             break
@@ -187,11 +189,14 @@ def bench() -> None:
     """Soak, print the figures, save them."""
     with two_nodes(DEVICES, {"rate_per_second": 50, "latency_us": 500}) as nodes:
         sampler = Sampler(of_stack(nodes.stack, nodes.operator), max(SHORTEST_SECONDS, SECONDS / SAMPLES))
-        ends = soak(nodes, sampler, SECONDS)
-        sampler.close()
+        try:
+            ends = soak(nodes, sampler, SECONDS)
+        finally:
+            sampler.close()
         left = len(nodes.stack.get("vfm")["items"])
     found = results(sampler.samples)
     found.append(measure.result("soak/migrations", sum(ends.values()), "migrations"))
+    found.append(measure.result("soak/time", SECONDS, "s"))
     measure.save(NAME, found, raw(sampler.samples, ends))
     print(f"{SECONDS:g} s, {ends}; {left} finished migrations were left")
     tell(found)
