@@ -2,7 +2,8 @@
 
 Each is the product's own agent: sessions, journal on disk, data port, inventory, a stream to the leader with a token
 bound to a pod on its own (fake) node. Not real are the devices (bench/cheap.py), and the keeper, which would be a
-process a node. Nobody can ask these agents for a device by a socket: `Fleet.hold` does what a workload does.
+process a node. Nobody can ask these agents for a device by a socket: what a workload holds there, it holds from the
+start.
 
     PYTHONPATH=hack:bench:tests .venv/bin/python bench/fleet.py --spec FILE.json   runs the agents of one process
 """
@@ -19,10 +20,9 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -152,7 +152,7 @@ class Member:
 class Control:
     """Answers the benchmark on a unix socket: one JSON line a request."""
 
-    def __init__(self, members: Mapping[str, Member], reached: list[Reached]):
+    def __init__(self, members: Sequence[Member], reached: list[Reached]):
         self._members, self._reached = members, reached
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -167,16 +167,7 @@ class Control:
         if request["op"] == "reached":
             taken, self._reached[:] = list(self._reached), []
             return {"reached": [asdict(each) for each in taken]}
-        if request["op"] == "settle":
-            await asyncio.gather(*(member.inventory.refreshed() for member in self._members.values()))
-            return {}
-        concerned = [(self._members[node], address) for node, address in request["devices"]]
-        for member, address in concerned:
-            if request["op"] == "hold":
-                member.holdings.open(address, WORKLOAD)
-            else:
-                member.holdings.release(address)
-        await asyncio.gather(*(member.inventory.refreshed() for member in {m.node: m for m, _ in concerned}.values()))
+        await asyncio.gather(*(member.inventory.refreshed() for member in self._members))
         return {}
 
 
@@ -187,7 +178,7 @@ async def run(spec: Json) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     reached: list[Reached] = []
     members = [Member(each, reached) for each in spec["agents"]]
-    control = Control({member.node: member for member in members}, reached)
+    control = Control(members, reached)
     server = await asyncio.start_unix_server(control.serve, spec["socket"])
     async with server:
         tasks = [asyncio.create_task(member.run(ready)) for member in members]
@@ -228,16 +219,13 @@ class Fleet:
         size_bytes: int = 1,
         first_byte_seconds: float = 0.0,
         inventory_seconds: float = 10.0,
-        log_level: str = "info",
         patience_seconds: float = 240.0,
-        python: Sequence[str] = (),
     ):
         self._stack, self._nodes, self._processes = stack, nodes, processes
         self._flags = [flag.name for flag in MigrationFlags if flag in flags]
         self._size_bytes, self._inventory_seconds = size_bytes, inventory_seconds
         self._first_byte_seconds = first_byte_seconds
-        self._log_level, self._patience_seconds = log_level, patience_seconds
-        self._python = python or (sys.executable,)
+        self._patience_seconds = patience_seconds
         self._dir = stack.dir / "fleet"
         self._volatile = Path()
         self._sockets: dict[str, Path] = {}  # by node
@@ -296,31 +284,14 @@ class Fleet:
             for node in nodes
         ]
         spec = self._dir / f"fleet-{number}.json"
-        spec.write_text(json.dumps({"socket": str(control), "log_level": self._log_level, "agents": agents}))
-        argv = [*self._python, str(ROOT / "bench" / "fleet.py"), "--spec", str(spec)]
+        spec.write_text(json.dumps({"socket": str(control), "agents": agents}))
+        argv = [sys.executable, str(ROOT / "bench" / "fleet.py"), "--spec", str(spec)]
         self.children.append(Child(f"fleet {number}", argv, self._dir / f"fleet-{number}.log", python_path()))
-
-    def hold(self, devices: Iterable[tuple[str, str]]) -> None:
-        """Have a workload open these devices, (node, address), and their holder published."""
-        self._tell("hold", devices)
-
-    def release(self, devices: Iterable[tuple[str, str]]) -> None:
-        """Have whoever holds these devices close them, and that published."""
-        self._tell("release", devices)
 
     def settle(self) -> None:
         """Wait until every agent has published what it has: what a migration leaves behind is then over."""
         with ThreadPoolExecutor(len(self.children)) as threads:
             list(threads.map(lambda path: _ask(path, {"op": "settle"}), sorted(set(self._sockets.values()))))
-
-    def _tell(self, op: str, devices: Iterable[tuple[str, str]]) -> None:
-        by_socket: dict[Path, list[tuple[str, str]]] = {}
-        for node, address in devices:
-            by_socket.setdefault(self._sockets[node], []).append((node, address))
-        calls = [partial(_ask, path, {"op": op, "devices": these}) for path, these in by_socket.items()]
-        with ThreadPoolExecutor(max(1, len(calls))) as threads:
-            for answer in [threads.submit(call) for call in calls]:
-                answer.result()
 
     def reached(self) -> list[Reached]:
         """Which sessions were at which goal when, and which devices in which state, since this was asked last."""
@@ -388,7 +359,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", type=Path, required=True)
     spec = json.loads(parser.parse_args().spec.read_text())
-    logs.configure(spec["log_level"], process=str(os.getpid()))
+    logs.configure("info", process=str(os.getpid()))
     asyncio.run(run(spec))
 
 
