@@ -5,8 +5,8 @@
 8 GiB of incompressible state over loopback, in one stream and in four. All senders are in one process and the
 receiving server in another, as in two agents. A pair of peers has a process at each end of every stream.
 
-TLS: each side reads its state from tmpfs (ours: the same random bytes again and again; the peer: a file that is one
-hole, whose bytes cost least to read and as much to encrypt as any) and writes it to /dev/null. The peer is the faster
+TLS: each side reads its state from tmpfs (ours: the same 64 KiB of random bytes again and again; the peer: a file that
+is one hole; either comes out of a core's cache, and is as much to encrypt as any) and writes it to /dev/null. The peer is the faster
 one of `openssl s_client` to `openssl s_server` and socat to socat, with the settings that suit them best; both ends use
 the cipher suite that our streams have. What a peer takes to start and to end is not counted, as our processes are there
 already.

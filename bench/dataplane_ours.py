@@ -23,7 +23,7 @@ from vfio_agent.receiver import DataServer, Expected, Inlet
 from vfio_agent.sender import Sender
 from vfio_api.errors import VFIOMigrationError
 
-BLOCK_BYTES = 1 << 20  # of random bytes, that the state consists of
+BLOCK_BYTES = 64 << 10  # of random bytes, that the state consists of: in a core's cache, as the peer's page of zeros
 UID = "6c1b2a52-9f0e-4c3c-8d53-0a5b8de3a4d1"
 
 
@@ -32,17 +32,16 @@ class PlainSocket(socket.socket):
 
     shown = b""
 
-    receives = False
-
     def settimeout(self, value: float | None) -> None:
-        """Where it receives, the system keeps the time: socket polls before every call to do so, which ssl does not
-        before it reads."""
-        if not self.receives:
-            super().settimeout(value)
-            return
+        """The system keeps the time: socket polls before every call to do so, which ssl does only if it must wait."""
         super().settimeout(None)
         seconds = struct.pack("ll", *divmod(round((value or 0) * 1_000_000), 1_000_000))
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self.setsockopt(socket.SOL_SOCKET, option, seconds)
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """All that was asked for, as far as it comes in time: without records there is no reason to return earlier."""
+        return super().recv_into(buffer, nbytes, flags | socket.MSG_WAITALL)
 
     def do_handshake(self) -> None:
         """Nothing is negotiated."""
@@ -59,11 +58,10 @@ class PlainContext:
     def __init__(self, shown: bytes):
         self._shown = shown
 
-    def wrap_socket(self, plain: socket.socket, *, server_side: bool = False, **_: bool) -> PlainSocket:
+    def wrap_socket(self, plain: socket.socket, **_: bool) -> PlainSocket:
         """The same connection; `plain` is empty afterwards, as with ssl."""
         timeout = plain.gettimeout()
         made = PlainSocket(plain.family, plain.type, plain.proto, plain.detach())
-        made.receives = server_side
         made.settimeout(timeout)
         made.shown = self._shown
         return made
@@ -81,7 +79,8 @@ class Source:
         """See DataStream."""
         count = min(len(buffer), self._left)
         if self._block is not None:
-            os.preadv(self._block, [buffer[:count]], 0)
+            for at in range(0, count, BLOCK_BYTES):
+                os.preadv(self._block, [buffer[at : min(at + BLOCK_BYTES, count)]], 0)
         elif not self._filled:
             buffer[:] = os.urandom(len(buffer))
             self._filled = True

@@ -262,7 +262,7 @@ def _read_exactly(sock: socket.socket, into: _Buffer, *, may_rest: bool = False)
     view, filled = memoryview(into), 0
     while filled < len(view):
         try:
-            count = sock.recv_into(view[filled:])
+            count = sock.recv_into(view[filled:], len(view) - filled)
         except TimeoutError as error:
             if filled or not may_rest or error.errno is not None:  # with an errno it is the system's: a dead peer
                 raise
