@@ -6,10 +6,10 @@
 receiving server in another, as in two agents. A pair of peers has a process at each end of every stream.
 
 TLS: each side reads its state from tmpfs (ours: the same 64 KiB of random bytes again and again; the peer: a file that
-is one hole; either comes out of a core's cache, and is as much to encrypt as any) and writes it to /dev/null. The peer is the faster
-one of `openssl s_client` to `openssl s_server` and socat to socat, with the settings that suit them best; both ends use
-the cipher suite that our streams have. What a peer takes to start and to end is not counted, as our processes are there
-already.
+is one hole; either comes out of a core's cache, and is as much to encrypt as any) and writes it to /dev/null. The peer
+is the faster one of `openssl s_client` to `openssl s_server` and socat to socat, with the settings that suit them best;
+both ends use the cipher suite that our streams have. What a peer takes to start and to end is not counted, as our
+processes are there already.
 Without TLS ("plaintext-equivalent"): our code with a stand-in for the TLS context, which exists here only, sends the
 same buffer again and again, as iperf3 does. Several streams of iperf3 are streams of one process, or a process each,
 whatever is faster (before 3.16 one process has one thread). Its option -Z is left out: sendfile needs a source that is
