@@ -59,6 +59,15 @@ def find(
     return found[0] if found else None
 
 
+def devices_of(pods: Pods, pids: Sequence[int], nodes: Sequence[Node]) -> set[str]:
+    """Addresses of what these processes have open for certain: by itself, or as all of its group."""
+    found: set[str] = set()
+    for pid in pids:
+        has = opened(_files(pods.folders.proc / str(pid)), nodes)
+        found |= has.devices.keys() | has.groups.keys()
+    return found
+
+
 def _ambiguous(address: str, found: Sequence[Opening], why: str) -> DeviceError:
     named = ", ".join(map(str, found[:NAMED])) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
     return DeviceError(

@@ -23,6 +23,7 @@ from vfio_agent.source_side import SourceSide
 from vfio_agent.surroundings import Surroundings
 from vfio_agent.target_side import TargetSide
 from vfio_agent.trail import Trail
+from vfio_agent.whole import raise_unless_whole
 from vfio_agent.workload import Workloads
 from vfio_api.device import DeviceState
 from vfio_api.errors import CommandError, DeviceError, JournalError, Reason, VFIOMigrationError
@@ -165,7 +166,7 @@ class Session:
         if self.side.keeps(command):
             return  # a stream came meanwhile
         if self.facts.role is Role.SOURCE and command.goal in (Goal.QUIESCED, Goal.STOP_COPY) and not command.again:
-            await self.workloads.pause()
+            await self._pause()
         devices, again = self._concerned(command), bool(command.again)
         planned = machine.rounds(self.facts.role, command.goal, devices, pre_copy=self.spec.pre_copy, again=again)
         # the other nodes' devices stop as soon as all say that they are quiescent
@@ -177,6 +178,14 @@ class Session:
         self.heard()
         milliseconds = round((time.perf_counter() - began) * 1000, 3)
         self.say_later("goal reached", goal=command.goal.value, epoch=command.epoch, milliseconds=milliseconds)
+
+    async def _pause(self) -> None:
+        """Pause the pods; those that are moved must have no device that stays, neither before nor once they rest."""
+        moves = any(pod.moved for pod in self.spec.workloads)
+        found = await self.blocking(partial(raise_unless_whole, self)) if moves else {}
+        await self.workloads.pause()
+        if moves:
+            await self.blocking(partial(raise_unless_whole, self, found))
 
     def say_later(self, event: str, **what: object) -> None:
         """Log something once it is reported: devices may be down until the operator knows it."""

@@ -20,6 +20,7 @@ from vfio_agent.podstate import POD, SavedState
 from vfio_agent.sender import Progress
 from vfio_agent.streams import SourceStreams
 from vfio_agent.threads import at_once
+from vfio_agent.whole import raise_unless_whole
 from vfio_api.device import DeviceState, MigrationFlags
 from vfio_api.errors import CommandError, DeviceError, Reason, VFIOMigrationError
 from vfio_api.types import Command, DeviceReport, Goal, Outcome, SessionDevice
@@ -73,6 +74,7 @@ class SourceSide:
             for device in self._session.spec.devices:
                 await self._session.blocking(partial(self._hold, device))
             await self._session.workloads.find()
+            await self._session.blocking(partial(raise_unless_whole, self._session))
         if command.goal is Goal.PRE_COPY:
             await self._streams.connect(command)
         if command.again:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vfio_agent.adoption import NAMED, Opening, duplicate, find
+from vfio_agent.adoption import NAMED, Opening, devices_of, duplicate, find
 from vfio_agent.devices.openers import Node
 from vfio_agent.devices.protocol import DeviceInfo, Opener
 from vfio_agent.holdings import Holdings
@@ -139,6 +139,24 @@ def test_many_processes_with_the_device_are_not_all_listed(world: World) -> None
     assert raised.value.message.count("process ") >= NAMED
     assert f"process {max(pids)}" not in raised.value.message
     assert " and 2 more: one process must hold it" in raised.value.message
+
+
+def test_what_processes_have_open_is_found_whole(world: World) -> None:
+    gpu, nic = world.device("vfio0"), world.device("vfio1")
+    one, _ = world.process(gpu)
+    two, _ = world.process(nic)
+    assert devices_of(world.pods, [one], NODES) == {"gpu"}
+    assert devices_of(world.pods, [one, two], NODES) == {"gpu", "nic"}
+    world.ends(one)
+    assert devices_of(world.pods, [one], NODES) == set()
+
+
+def test_what_the_kernel_does_not_name_is_open_if_all_of_its_group_is(world: World) -> None:
+    pid, _ = world.process(world.plain())
+    world.replaces(pid, {3: "/dev/vfio/42", 7: ANONYMOUS, 9: ANONYMOUS})
+    twins = (Node("gpu", "", "42"), Node("nic", "", "42"))
+    assert devices_of(world.pods, [pid], twins) == {"gpu", "nic"}
+    assert devices_of(world.pods, [pid], (*twins, Node("audio", "", "42"))) == set()
 
 
 def test_devices_that_the_kernel_does_not_name_are_listed_and_none_is_taken(world: World) -> None:

@@ -11,6 +11,7 @@ from loopback.agents_world import (
     ABORT,
     COMMIT,
     COUNT,
+    DEVICES,
     SOURCE,
     TARGET,
     Node,
@@ -32,7 +33,7 @@ from loopback.moving_world import (
 from loopback.pods_world import Pod, Stubborn
 from vfio_api.device import DeviceState as S
 from vfio_api.errors import Reason
-from vfio_api.types import Goal, PauseMethod, Workload
+from vfio_api.types import Goal, PauseMethod, SessionSpec, Workload
 
 
 @pytest.fixture
@@ -58,6 +59,48 @@ def test_a_pod_is_frozen_before_the_first_device_is_quiesced(nodes: tuple[Node, 
         assert steps(report)["pause"] > 0
         await undo(operator)
         assert pod.runs
+
+    play(nodes, scene)
+
+
+def _of_one_device(pod: Pod) -> SessionSpec:
+    """A migration of the pod with its first device."""
+    return SessionSpec((DEVICES[0],), workloads=(pod.workload(),))
+
+
+def _opens_the_other(operator: Operator, pod: Pod) -> None:
+    holdings = operator.source.holdings
+    holdings.release("sim1")
+    holdings.open("sim1", f"pod {pod.uid}", pod.uid)
+
+
+def test_a_pod_that_has_another_device_is_not_prepared_to_be_moved(nodes: tuple[Node, Node], pod: Pod) -> None:
+    async def scene(operator: Operator) -> None:
+        _opens_the_other(operator, pod)
+        failed = await operator.tell(SOURCE, Goal.PREPARED, spec=_of_one_device(pod))
+        assert failure_of(failed).reason is Reason.POD_DEVICES_SPLIT
+        assert failure_of(failed).message.startswith("pod team/web has device sim1 open as well, which is not in this ")
+
+    play(nodes, scene)
+
+
+@pytest.mark.parametrize("goal", [Goal.QUIESCED, Goal.STOP_COPY])
+def test_a_pod_that_has_opened_another_device_since_is_not_stopped(
+    nodes: tuple[Node, Node], pod: Pod, goal: Goal
+) -> None:
+    async def scene(operator: Operator) -> None:
+        spec = _of_one_device(pod)
+        for role in (SOURCE, TARGET):
+            assert (await operator.tell(role, Goal.PREPARED, spec=spec)).failure is None
+        assert (await operator.tell(SOURCE, Goal.PRE_COPY)).failure is None
+        begun = len(operator.source.node.arcs())
+        _opens_the_other(operator, pod)
+        failed = await operator.tell(SOURCE, goal)
+        assert failure_of(failed).reason is Reason.POD_DEVICES_SPLIT
+        assert arcs_after_pre_copy(operator.source.node, begun) == []
+        await operator.roll_back()
+        assert pod.runs
+        assert operator.source.device("sim0").state() is S.RUNNING
 
     play(nodes, scene)
 
