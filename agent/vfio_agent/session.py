@@ -182,10 +182,10 @@ class Session:
     async def _pause(self) -> None:
         """Pause the pods; those that are moved must have no device that stays, neither before nor once they rest."""
         moves = any(pod.moved for pod in self.spec.workloads)
-        found = await self.blocking(partial(raise_unless_whole, self)) if moves else {}
+        surveyed = await self.blocking(partial(raise_unless_whole, self)) if moves else None
         await self.workloads.pause()
         if moves:
-            await self.blocking(partial(raise_unless_whole, self, found))
+            await self.blocking(partial(raise_unless_whole, self, surveyed))
 
     def say_later(self, event: str, **what: object) -> None:
         """Log something once it is reported: devices may be down until the operator knows it."""

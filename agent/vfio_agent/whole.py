@@ -5,31 +5,39 @@ while it starts.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vfio_agent.adoption import devices_of
+from vfio_agent.devices.openers import Node
 from vfio_api.errors import DeviceError, Reason
 
 if TYPE_CHECKING:
     from vfio_agent.session import Session
 
-Processes = Mapping[str, Sequence[int]]  # of each pod, by its UID
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """What takes a while to find out. processes: of each pod, by its UID. nodes: of the devices of this machine."""
+
+    processes: Mapping[str, Sequence[int]]
+    nodes: Sequence[Node]
 
 
-def raise_unless_whole(session: "Session", known: Processes | None = None) -> Processes:
-    """Look at what the pods of a source that are to be moved have open; returns their processes. Blocking.
+def raise_unless_whole(session: "Session", known: Surveyed | None = None) -> Surveyed:
+    """Look at what the pods of a source that are to be moved have open; returns what was surveyed for it. Blocking.
 
-    known: their processes, if they are paused since these were found: to look at all processes of a node takes a while.
+    known: of an earlier look, if the pods are paused by now: only their files are looked at then.
     Raises DeviceError (PodDevicesSplit) if one has a device that is not in the migration.
     """
     around, moved = session.around, [pod for pod in session.spec.workloads if pod.moved]
     if not moved:
-        return {}
-    every = around.pods.by_pod() if known is None else known
+        return Surveyed({}, ())
+    known = known or Surveyed(around.pods.by_pod(), around.holdings.nodes())
     taken = {device.address for device in session.spec.devices}
     held = around.holdings.all().values()
     for pod in moved:
-        has = devices_of(around.pods, every.get(pod.pod_uid, ()), around.holdings.nodes())
+        has = devices_of(around.pods, known.processes.get(pod.pod_uid, ()), known.nodes)
         left = sorted((has | {each.address for each in held if each.pod == pod.pod_uid}) - taken)
         if left:
             raise DeviceError(
@@ -39,4 +47,4 @@ def raise_unless_whole(session: "Session", known: Processes | None = None) -> Pr
                 reason=Reason.POD_DEVICES_SPLIT,
                 device=left[0],
             )
-    return {pod.pod_uid: every.get(pod.pod_uid, ()) for pod in moved}
+    return known

@@ -97,6 +97,7 @@ def test_a_pod_that_has_opened_another_device_since_is_not_stopped(
         _opens_the_other(operator, pod)
         failed = await operator.tell(SOURCE, goal)
         assert failure_of(failed).reason is Reason.POD_DEVICES_SPLIT
+        assert "pause" not in steps(failed), "it is seen before the pod stands still"
         assert arcs_after_pre_copy(operator.source.node, begun) == []
         await operator.roll_back()
         assert pod.runs

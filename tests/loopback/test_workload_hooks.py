@@ -12,6 +12,7 @@ from loopback.agents_world import (
     ABORT,
     COMMIT,
     COUNT,
+    DEVICES,
     SOURCE,
     TARGET,
     Node,
@@ -38,7 +39,7 @@ from vfio_agent.podstate import POD
 from vfio_agent.sender import Sender
 from vfio_api.device import DeviceState as S
 from vfio_api.errors import Reason
-from vfio_api.types import Goal
+from vfio_api.types import Goal, SessionSpec
 
 
 @pytest.fixture
@@ -46,6 +47,34 @@ def pair() -> Iterator[tuple[PodServer, PodServer]]:
     """A pod with a hook and its counterpart."""
     with PodServer({hooks.SAVE: answer("200 OK", STATE)}) as source, PodServer() as target:
         yield source, target
+
+
+def test_a_pod_that_opens_another_device_while_it_is_paused_is_not_stopped(
+    nodes: tuple[Node, Node], pair: tuple[PodServer, PodServer]
+) -> None:
+    source, target = pair
+
+    async def scene(operator: Operator) -> None:
+        workload = hooked(source.hook())
+        for role, pod in ((SOURCE, workload), (TARGET, hooked(target.hook(), "web-moved"))):
+            spec = SessionSpec((DEVICES[0],), workloads=(pod,))
+            assert (await operator.tell(role, Goal.PREPARED, spec=spec)).failure is None
+        assert (await operator.tell(SOURCE, Goal.PRE_COPY)).failure is None
+        begun, holdings = len(nodes[0].arcs()), operator.source.holdings
+
+        def opens(step: str) -> None:
+            if step == hooks.PAUSE:
+                holdings.release("sim1")
+                holdings.open("sim1", "pod team/web", workload.pod_uid)
+
+        source.heard = opens
+        failed = await operator.tell(SOURCE, Goal.STOP_COPY)
+        assert failure_of(failed).reason is Reason.POD_DEVICES_SPLIT
+        assert arcs_after_pre_copy(nodes[0], begun) == []
+        await operator.roll_back()
+        assert source.done == [hooks.PAUSE, hooks.RESUME]
+
+    play(nodes, scene)
 
 
 def test_what_a_pod_saves_is_loaded_by_its_counterpart(
