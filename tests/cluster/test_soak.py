@@ -1,8 +1,6 @@
 """Migrations there and back leave nothing behind in any process: no file descriptor, no thread, no task."""
 
 import time
-from contextlib import suppress
-from functools import partial
 
 from cluster.world import SETS, World, migration, pairs
 from devtools.footprint import Watched, of_stack
@@ -14,6 +12,8 @@ IDLE_SECONDS = 20  # connections to the API server are kept for 15, kopf's worke
 # A pool takes a thread more whenever more of its calls than ever before happen to be made at once. One thread left
 # behind by every session of one side would be twice as many.
 POOL_THREADS = 3
+
+Counts = dict[Watched, dict[str, int]]
 
 
 def there_and_back(world: World, numbers: range) -> None:
@@ -31,23 +31,25 @@ def counts(process: Watched) -> dict[str, int]:
     return {"fds": found.fds, "threads": found.threads, "tasks": found.tasks or 0}
 
 
-def at_rest(processes: list[Watched]) -> dict[Watched, dict[str, int]]:
-    """The least that each has while nothing is under way: what is kept for reuse for a while goes meanwhile, and what
-    comes every second and goes at once does not count.
-    """
-    least = {each: counts(each) for each in processes}
+def least(seen: Counts, now: Counts) -> Counts:
+    """The least of each that was seen: what comes every second and goes at once does not count."""
+    return {each: {what: min(count, seen[each][what]) for what, count in found.items()} for each, found in now.items()}
+
+
+def at_rest(processes: list[Watched]) -> Counts:
+    """The least that each has while nothing is under way: what is kept for reuse for a while goes meanwhile."""
+    found = {each: counts(each) for each in processes}
     until = time.monotonic() + IDLE_SECONDS
     while time.monotonic() < until:
         time.sleep(0.5)
-        for each in processes:
-            least[each] = {what: min(count, least[each][what]) for what, count in counts(each).items()}
-    return least
+        found = least(found, {each: counts(each) for each in processes})
+    return found
 
 
-def more(process: Watched, before: dict[str, int]) -> dict[str, int]:
-    """What a process has more of than it had before, beyond what pools may take."""
-    allowed = {**before, "threads": before["threads"] + POOL_THREADS}
-    return {what: count - before[what] for what, count in counts(process).items() if count > allowed[what]}
+def more(had: dict[str, int], has: dict[str, int]) -> dict[str, int]:
+    """What there is more of than there was, beyond what pools may take."""
+    allowed = {**had, "threads": had["threads"] + POOL_THREADS}
+    return {what: count - had[what] for what, count in has.items() if count > allowed[what]}
 
 
 def left_behind(world: World) -> dict[str, dict[str, int]]:
@@ -59,14 +61,16 @@ def left_behind(world: World) -> dict[str, dict[str, int]]:
         there_and_back(world, range(WARM_UP))
         before = at_rest(processes)
         there_and_back(world, range(WARM_UP, MIGRATIONS))
-        left = partial(_left, before)
-        with suppress(TimeoutError):
-            world.stack.wait_until(lambda: not left(), "all processes are at rest", SETTLE_SECONDS)
-        return left()
+        after = {each: counts(each) for each in processes}
+        until = time.monotonic() + SETTLE_SECONDS
+        while (left := _left(before, after)) and time.monotonic() < until:
+            time.sleep(0.5)
+            after = least(after, {each: counts(each) for each in processes})
+        return left
 
 
-def _left(before: dict[Watched, dict[str, int]]) -> dict[str, dict[str, int]]:
-    found = {each.name: more(each, had) for each, had in before.items()}
+def _left(before: Counts, after: Counts) -> dict[str, dict[str, int]]:
+    found = {each.name: more(had, after[each]) for each, had in before.items()}
     return {name: left for name, left in found.items() if left}
 
 

@@ -15,7 +15,8 @@ class Arriving:
     def __init__(self, *parts: bytes | OSError):
         self._parts = list(parts)
 
-    def recv_into(self, buffer: memoryview) -> int:
+    def recv_into(self, buffer: memoryview, nbytes: int) -> int:
+        assert nbytes == len(buffer), "it asks for what it has room for"
         part = self._parts.pop(0)
         if isinstance(part, OSError):
             raise part
