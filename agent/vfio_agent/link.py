@@ -25,9 +25,11 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0  # well below any switchover timeout
 CONNECT_SECONDS = 5.0
 TOKEN_SECONDS = 30.0  # how often the token is looked at
 FAREWELL_SECONDS = 3.0  # for the operator to have read what was said last
+# An operator that is lost is found within keepalive_time + keepalive_timeout, as long as its Lease takes to expire. An
+# idle agent is pinged every 20 s besides, so that it asks once between two pings.
 CHANNEL_OPTIONS = [
     ("grpc.ssl_target_name_override", TLS_NAME),
-    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_time_ms", 12_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),

@@ -34,8 +34,10 @@ PING_SECONDS = 1.0  # at most so often, while a migration wants to know
 # Who is idle is pinged at one of so many heartbeats: two hundred agents took more than a hundredth of a core otherwise.
 # An agent gives up a leader that says nothing for six (vfio_agent.settings.silence_seconds).
 IDLE_HEARTBEATS = 4
+# An agent asks by HTTP/2 whether its connection lives, and gRPC takes any byte as an answer to its own question: with
+# the longer time the operator has to ask none, and notices all the same a connection from which nothing comes.
 SERVER_OPTIONS = [
-    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_time_ms", 18_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
