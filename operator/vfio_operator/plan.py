@@ -31,6 +31,7 @@ _MAY_CHANGE = (
     Reason.NOTHING_TO_MIGRATE,
     Reason.NO_COMPATIBLE_TARGET,
     Reason.DEVICE_CLAIMED,
+    Reason.POD_DEVICES_SPLIT,
 )
 
 
@@ -84,9 +85,9 @@ def _validate(observed: Observed) -> Plan | None:
     waits = _await_agents(observed, refused)
     if waits is not None:
         return waits
-    if refused is not None and _premature(observed, refused):
-        actions = (Look(observed.named_nodes & observed.connected),)
-        return Plan("AwaitInventory", Phase.PENDING, actions, f"waiting for the inventory: {refused.message}")
+    waits = _await_inventory(observed, refused)
+    if waits is not None:
+        return waits
     if refused is None and observed.authorized != found.pairs:
         return _authorize(observed, found.pairs)
     refused = refused or observed.forbidden
@@ -120,6 +121,17 @@ def _await_agents(observed: Observed, refused: Failure | None) -> Plan | None:
     ending = ", ".join(sorted(observed.named_nodes & leaving))
     sentence = f"waiting for the next vfio-agent of {ending}: the present one is being replaced"
     return Plan("AwaitAgents", Phase.PENDING, (), sentence) if ending else None
+
+
+def _await_inventory(observed: Observed, refused: Failure | None) -> Plan | None:
+    """Whether to let agents look first: what is refused may come yet, and what a pod opens by itself tells nobody."""
+    if refused is not None and _premature(observed, refused):
+        sentence = f"waiting for the inventory: {refused.message}"
+    elif refused is None and observed.wish.moves_pod and not observed.inventory_settled:
+        sentence = "looking at what the pod has open"
+    else:
+        return None
+    return Plan("AwaitInventory", Phase.PENDING, (Look(observed.named_nodes & observed.connected),), sentence)
 
 
 def _authorize(observed: Observed, pairs: tuple[Pair, ...]) -> Plan:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from devtools.images import AGENT, ROOT
 from e2e.installation import MARKERS, SOCKETS, GuestDevices, Installation
 
 COUNTS = "/run/vfio-counter"
-ENOUGH = 20  # counts, to be sure that it goes on
+ENOUGH = 20  # counts in each device, to be sure that it goes on
+DEVICES = 2  # of a counter
 COUNTER = ROOT / "examples/counter/counter.py"
 
 
@@ -147,7 +149,7 @@ class Mover:
     def start(self, node: str) -> None:
         """The first pod; it counts."""
         cluster = self._installation.cluster
-        addresses = self._installation.devices.of(cluster, node)[:2]
+        addresses = self._installation.devices.of(cluster, node)[:DEVICES]
         pod = counter_pod("counter", node, addresses, kernel=self._kernel)
         if not self._deployed:
             self._installation.apply(pod)
@@ -184,9 +186,10 @@ class Mover:
 
     def _await_counts(self, node: str, pod: str) -> None:
         def counts() -> bool:
-            return sum(line["what"] == "done" for line in counted(self._installation, node, pod)) > ENOUGH
+            done = Counter(line["mark"] for line in counted(self._installation, node, pod) if line["what"] == "done")
+            return len(done) == DEVICES and min(done.values()) > ENOUGH
 
-        self._installation.cluster.wait_until(counts, f"pod {pod} counts", 60)
+        self._installation.cluster.wait_until(counts, f"pod {pod} counts in each of its devices", 60)
 
     def move(self, name: str, source: str, target: str) -> Json:
         """Move it, and look at both logs."""

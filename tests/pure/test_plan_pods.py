@@ -10,7 +10,7 @@ from pure.test_resolve import record
 from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
 from vfio_api.types import Failure, Hook, MigrationKey, Outcome, PauseMethod, Role, Workload
-from vfio_operator.actions import Authorize, FindPod, Finish, Plan, ReleasePods, StartTargetPod, SwitchPods
+from vfio_operator.actions import Authorize, FindPod, Finish, Look, Plan, ReleasePods, StartTargetPod, SwitchPods
 from vfio_operator.conditions import pods_failure, target_pod_late
 from vfio_operator.observe import wish_of
 from vfio_operator.observed import Move, Observed, Pair, Pausing, PodRecord, Shorthand, Switchover, Wish
@@ -74,6 +74,14 @@ def test_all_its_devices_move_and_no_others() -> None:
     found = resolve(replace(seen, inventory={**seen.inventory, ("node-a", "gpu9"): other}))
     assert found.failure is None
     assert [(p.source_device, p.target_device) for p in found.pairs] == [("gpu0", "gpu0"), ("gpu1", "gpu1")]
+
+
+def test_agents_look_before_its_devices_are_chosen() -> None:
+    """What a process of the pod has opened by itself since they looked last moves with the rest."""
+    planned = plan(asked(inventory_settled=False))
+    assert (planned.step, planned.actions) == ("AwaitInventory", (Look(frozenset({"node-a", "node-b"})),))
+    assert planned.sentence == "looking at what the pod has open"
+    assert plan(asked()).step == "Authorize", "then the pairs"
 
 
 REFUSED = {
@@ -177,6 +185,12 @@ def test_some_of_a_pods_devices_are_refused_and_the_others_named() -> None:
         "pair gpu0: device gpu0 on node node-a is used by pod team/web, which also has gpu1: devices of one pod move "
         "together; name these, too, or use spec.source.podName"
     )
+
+
+def test_a_device_that_the_pod_may_have_closed_meanwhile_is_looked_for_first() -> None:
+    split = replace(asked(), wish=Wish((GPU0,)), authorized=(GPU0,))
+    assert plan(replace(split, inventory_settled=False)).step == "AwaitInventory"
+    assert plan(split).step == "Refused"
 
 
 def test_a_pod_with_a_device_that_cannot_migrate_keeps_all_of_them() -> None:
