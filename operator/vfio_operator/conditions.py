@@ -128,6 +128,11 @@ def targets_blank(observed: Observed) -> bool:
     return all(has_reached(p, Goal.RELEASED) or not p.connected for p in observed.side(Role.TARGET) if p.touched)
 
 
+def no_session_left(observed: Observed) -> bool:
+    """Whether no agent can still have a session of this migration, which might have to ask for the decision."""
+    return all(is_released(p) or _absent(p) for p in observed.participants if _may_hold(observed, p))
+
+
 def one_node(observed: Observed, role: Role) -> bool:
     """Whether a side lies on one node, whose agent then runs its barriers locally in one command."""
     return len(observed.side(role)) == 1

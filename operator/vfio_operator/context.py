@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from vfio_api.spans import Sink
 from vfio_operator.channel import Agents
 from vfio_operator.history import History
+from vfio_operator.kept import Kept
 from vfio_operator.kube import OperatorApi
 from vfio_operator.leader import Leadership
 from vfio_operator.metrics import OperatorMetrics
@@ -33,6 +34,7 @@ class Context:
     turnstile: Turnstile
     policies: Mapping[str, Policy]
     emptied: Callable[[], frozenset[str]]
+    kept: Kept
     successor_seconds: float = 0.0
     traces: Sink | None = None
     reserved: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from vfio_operator.context import Context
 from vfio_operator.evacuation import EvacuationTask, has_ended
 from vfio_operator.history import History
 from vfio_operator.janitor import Janitor
+from vfio_operator.kept import Kept
 from vfio_operator.kube import API_ERRORS, OperatorApi
 from vfio_operator.kube_evacuations import KubeEvacuations
 from vfio_operator.kube_lists import Lists
@@ -176,6 +177,7 @@ class Coordinator:
         """This replica was elected: start a task for every active migration."""
         settings = self._settings
         inventory = self.inventory
+        kept = Kept(self._api, self.agents, self._tasks.__contains__)
         self._context = Context(
             self._api,
             self.agents,
@@ -195,6 +197,7 @@ class Coordinator:
             ),
             policies=MappingProxyType(self._policies),
             emptied=self.emptied,
+            kept=kept,
             successor_seconds=settings.successor_seconds,
             traces=self._traces,
         )
@@ -213,7 +216,7 @@ class Coordinator:
             self._ensure(uid)
         for uid in self._evacuations:
             self._evacuate(uid)
-        janitor = Janitor(self._api, self.agents, inventory, self._tasks.__contains__, self._undertake)
+        janitor = Janitor(self._api, self.agents, inventory, self._tasks.__contains__, self._undertake, kept)
         sweeper = Sweeper(self._api, self._metrics, self._ended_evacuations.values)
         self._background = [
             asyncio.create_task(janitor.run(settings.janitor_seconds), name="janitor"),

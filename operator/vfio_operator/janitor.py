@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 import structlog
-from kubernetes.aio.client.exceptions import ApiException
 
 from vfio_api.types import Goal, MigrationKey, Role, SessionReport
 from vfio_operator import observe
 from vfio_operator.channel import Agents
+from vfio_operator.kept import Kept
 from vfio_operator.kube import API_ERRORS, Json, OperatorApi, brief
 from vfio_operator.kube_claims import KubeClaims
 from vfio_operator.kube_lists import Lists
@@ -34,9 +34,11 @@ class Janitor:
         inventory: Mapping[tuple[str, str], DeviceRecord],
         active: Callable[[str], bool],
         undertake: Callable[[MigrationKey, Json | None, tuple[Pair, ...]], None],
+        kept: Kept,
     ):
         self._api, self._agents, self._inventory, self._active = api, agents, inventory, active
         self._undertake, self._lists, self._claims = undertake, Lists(api), KubeClaims(api)
+        self._kept = kept
         self._tried: dict[str, float] = {}
 
     async def run(self, every_seconds: float) -> None:
@@ -51,6 +53,10 @@ class Janitor:
                     await self._end(uid, left)
                 except API_ERRORS as error:
                     log.warning("sessions not looked at", uid=uid, error=brief(error))
+            try:
+                await self._kept.look()
+            except API_ERRORS as error:
+                log.warning("kept decisions not looked at", error=brief(error))
             for record in [r for r in self._inventory.values() if r.claim_uid and not self._active(r.claim_uid)]:
                 try:
                     await self._look(record)
@@ -61,7 +67,7 @@ class Janitor:
         if record.node not in self._agents.connected or self._in_session(record):
             return
         namespace, _, name = record.claim_name.partition("/")
-        body = await self._migration(MigrationKey(record.claim_uid, namespace, name))
+        body = await self._api.migration_or_none(MigrationKey(record.claim_uid, namespace, name))
         if body is not None and not observe.is_finished(body):
             return
         # compare-and-set on what the watch showed: a claim taken meanwhile stays
@@ -76,7 +82,7 @@ class Janitor:
             return
         switchover = await self._lists.switchover_of(uid)
         key = self._key(uid, switchover)
-        body = await (self._migration(key) if key is not None else self._lists.migration_of(uid))
+        body = await (self._api.migration_or_none(key) if key is not None else self._lists.migration_of(uid))
         if body is not None and not observe.is_finished(body):
             return  # it has a task soon: this replica has just been elected
         key = observe.key_of(body) if body is not None else key or MigrationKey(uid, "", "")
@@ -97,13 +103,3 @@ class Janitor:
     def _in_session(self, record: DeviceRecord) -> bool:
         reports = (self._agents.report(record.node, record.claim_uid, role) for role in Role)
         return any(report is not None and report.reached is not Goal.RELEASED for report in reports)
-
-    async def _migration(self, key: MigrationKey) -> Json | None:
-        """The very VFIOMigration, None if it is gone; another one of its name is not it."""
-        try:
-            body = await self._api.migration(key)
-        except ApiException as error:
-            if error.status == 404:
-                return None
-            raise
-        return body if body["metadata"]["uid"] == key.uid else None

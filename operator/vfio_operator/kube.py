@@ -141,6 +141,16 @@ class OperatorApi:
         )
         return found
 
+    async def migration_or_none(self, key: MigrationKey) -> Json | None:
+        """The very VFIOMigration as it is now, None if it is gone; another one of its name is not it."""
+        try:
+            found = await self.migration(key)
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        return found if found["metadata"]["uid"] == key.uid else None
+
     async def add_finalizer(self, key: MigrationKey, body: Mapping[str, Any]) -> None:
         """Add our finalizer, by compare-and-set on what was read."""
         metadata = body["metadata"]
@@ -170,7 +180,7 @@ class OperatorApi:
         )
 
     async def release_switchover(self, key: MigrationKey) -> None:
-        """Let the VFIOSwitchover go: drop our finalizer from it. That it is gone is as good."""
+        """Let the VFIOSwitchover go: drop our finalizer from it, and label it. That it is gone is as good."""
         self.may_write()
         try:
             await self._objects.patch_namespaced_custom_object(
@@ -179,7 +189,7 @@ class OperatorApi:
                 key.namespace,
                 "vfioswitchovers",
                 key.uid,
-                {"metadata": {"finalizers": None}},
+                {"metadata": {"finalizers": None, "labels": {FINISHED_LABEL: "true"}}},
                 field_manager=FIELD_MANAGER,
                 _content_type=MERGE,
                 _request_timeout=REQUEST_SECONDS,

@@ -77,9 +77,9 @@ class Lists:
         """Every VFIOEvacuation."""
         return self._pages("vfioevacuations")
 
-    def switchovers(self) -> AsyncIterator[Json]:
-        """Every VFIOSwitchover."""
-        return self._pages("vfioswitchovers")
+    def switchovers(self, *, ended: bool = True) -> AsyncIterator[Json]:
+        """Every VFIOSwitchover; ended=False: without those that were let go."""
+        return self._pages("vfioswitchovers", **({} if ended else {"label_selector": f"!{FINISHED_LABEL}"}))
 
     def devices(self) -> AsyncIterator[Json]:
         """Every VFIODevice."""
@@ -92,9 +92,9 @@ class Lists:
                 return body
         return None
 
-    async def _pages(self, plural: str) -> AsyncIterator[Json]:
+    async def _pages(self, plural: str, **options: str) -> AsyncIterator[Json]:
         """Every object."""
-        async for page in self._each_page(plural):
+        async for page in self._each_page(plural, **options):
             for item in page["items"]:
                 yield item
 

@@ -35,6 +35,7 @@ from vfio_operator.actions import (
     Unclaim,
 )
 from vfio_operator.clockwork import Clockwork
+from vfio_operator.conditions import no_session_left
 from vfio_operator.context import Context
 from vfio_operator.deadlines import Deadlines
 from vfio_operator.execute import Executor, Memory
@@ -210,13 +211,7 @@ class MigrationTask:
 
     async def _read(self) -> Mapping[str, Any] | None:
         """The object now, None if it is gone; another one of its name is not it. Raises API_ERRORS in doubt."""
-        try:
-            found = await self._context.api.migration(self.key)
-        except ApiException as error:
-            if error.status == 404:
-                return None
-            raise
-        return found if found["metadata"]["uid"] == self.key.uid else None
+        return await self._context.api.migration_or_none(self.key)
 
     async def _vanished(self) -> bool:
         """Whether the object is certainly not there any more."""
@@ -241,7 +236,8 @@ class MigrationTask:
         await self._again(self._read_again)
         self._certain = True
         if observe.is_finished(self._memory.body):  # an earlier leader ended between the status and the finalizer
-            await self._again(lambda: self._context.api.finished(self.key, switchover=True))
+            self._context.kept.keep(self.key)
+            await self._again(lambda: self._context.api.finished(self.key, switchover=False))
             self._over = True
         else:
             await self._again(self._recall)
@@ -415,15 +411,18 @@ class MigrationTask:
 
     async def _finish(self, observed: Observed, planned: Plan, finish: Finish) -> None:
         measured = self._clockwork.measured(self._memory, observed)
+        release = observed.switchover.exists and no_session_left(observed)
+        if observed.switchover.exists and not release:
+            self._context.kept.keep(self.key)
         try:
             if not self._memory.gone:
                 stored = await self._publisher.write_last(observed, planned, measured)
-                await self._context.api.finished(self.key, switchover=observed.switchover.exists, stored=stored)
+                await self._context.api.finished(self.key, switchover=release, stored=stored)
         except ApiException as error:
             if error.status not in (404, 409) or not await self._vanished():
                 raise
             self._memory.gone = True
-        if self._memory.gone and observed.switchover.exists:
+        if self._memory.gone and release:
             await self._context.api.release_switchover(self.key)
         if self._left:
             self._log.info("what was left is ended", message=planned.sentence)

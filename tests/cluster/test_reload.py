@@ -61,3 +61,18 @@ def test_a_target_that_cannot_start_is_given_up_in_the_end_and_brought_there_whe
         world.control("node-b").clear_faults("sim2")
         world.published("node-b", dict.fromkeys(SETS, "keeper"), timeout=90)
         assert_moved(world)
+
+
+def test_the_decision_outlives_its_migration_while_a_target_has_not_started(world: World) -> None:
+    """Who deletes what has failed, or lets its time run out, does not take away what the agents go by."""
+    with world.workload():
+        world.control("node-b").fault("sim2", "arc", arc=START, error=EIO, to_error=True, times=1000)
+        found = world.run(migration("deleted", pairs()), timeout=90)
+        assert condition(found, "Succeeded")["reason"] == "TargetLostAfterCommit"
+        world.stack.kubectl("delete", "vfm", "deleted")
+        (kept,) = world.stack.get("vfioswitchovers")["items"]
+        assert kept["status"]["decision"]["outcome"] == "Commit"
+        world.control("node-b").clear_faults("sim2")
+        world.published("node-a", dict.fromkeys(SETS, ""), timeout=90)  # the janitor tries again after 30 s
+        assert_moved(world)
+        world.stack.wait_until(lambda: not world.stack.get("vfioswitchovers")["items"], "the decision is let go")

@@ -29,6 +29,7 @@ BODY = {"metadata": {"uid": "uid", "name": "move", "namespace": "team", "resourc
 READS = {
     "OperatorApi": {
         "migration",
+        "migration_or_none",
         "switchover",
         "namespace_labels",
         "node_exists",

@@ -1,0 +1,68 @@
+"""Decisions that are kept beyond their migrations' ends: a session that is left may still have to be told of them.
+
+A migration can end with an agent away, or with a target that cannot start. Whoever comes back later obeys only what the
+VFIOSwitchover says, so that must not go with the VFIOMigration's object. Runs on the leader.
+"""
+
+from collections.abc import Callable
+
+import structlog
+
+from vfio_api.types import Goal, MigrationKey, Role
+from vfio_operator import observe
+from vfio_operator.channel import Agents
+from vfio_operator.kube import OperatorApi
+from vfio_operator.kube_lists import Lists
+
+log = structlog.get_logger()
+
+
+class Kept:
+    """The VFIOSwitchovers that our finalizer holds after the end. An earlier leader's are found by `look`.
+
+    active(uid): whether a migration has a task, which releases its switchover itself.
+    """
+
+    def __init__(self, api: OperatorApi, agents: Agents, active: Callable[[str], bool]):
+        self._api, self._agents, self._active = api, agents, active
+        self._keys: dict[str, MigrationKey] = {}
+        self._recalled = False
+
+    def keep(self, key: MigrationKey) -> None:
+        """A migration has ended, and sessions of it may be left."""
+        self._keys[key.uid] = key
+        log.info("the decision is kept: sessions may be left", migration=str(key), uid=key.uid)
+
+    async def look(self) -> None:
+        """Let go of those that no session can need any more. Raises API_ERRORS."""
+        if not self._recalled:
+            async for body in Lists(self._api).switchovers(ended=False):
+                key = MigrationKey(
+                    body["metadata"]["name"], body["metadata"]["namespace"], body["spec"]["migrationName"]
+                )
+                if observe.has_finalizer(body) and not self._active(key.uid):
+                    self._keys.setdefault(key.uid, key)
+            self._recalled = True
+        for uid, key in list(self._keys.items()):
+            if not self._active(uid) and await self._over(key):
+                await self._api.release_switchover(key)
+                del self._keys[uid]
+                log.info("the decision is not needed any more", migration=str(key), uid=uid)
+
+    async def _over(self, key: MigrationKey) -> bool:
+        """Whether a migration has ended and none of its nodes can have a session of it."""
+        body = await self._api.switchover(key)
+        if body is None:
+            return True
+        nodes = {*body["spec"]["sourceNodes"], *body["spec"]["targetNodes"]}
+        for node in sorted(nodes):
+            if not await self._without_session(node, key.uid):
+                return False
+        found = await self._api.migration_or_none(key)
+        return found is None or observe.is_finished(found)
+
+    async def _without_session(self, node: str, uid: str) -> bool:
+        if node not in self._agents.connected:
+            return not await self._api.node_exists(node)
+        reports = (self._agents.report(node, uid, role) for role in Role)
+        return all(report is None or report.reached is Goal.RELEASED for report in reports)
