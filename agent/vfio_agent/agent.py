@@ -78,7 +78,9 @@ class Agent:
                     lost[0],
                 )
             elif facts.role is Role.TARGET and facts.loaded:
-                session.reached = Goal.RUNNING if facts.started else Goal.LOADED
+                # whether its pod was resumed is not known: it is to be told again, which moves no device
+                ran = Goal.RUNNING if session.workloads.hooked is None else Goal.RUNNING_P2P
+                session.reached = ran if facts.started else Goal.LOADED
             else:
                 session.failure = Failure(
                     Reason.AGENT_RESTARTED,

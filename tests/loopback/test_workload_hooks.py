@@ -283,6 +283,28 @@ def test_a_counterpart_that_does_not_resume_is_told_again(
     play(nodes, scene)
 
 
+def test_an_agent_that_ends_before_its_counterpart_resumed_is_told_again(
+    nodes: tuple[Node, Node], pair: tuple[PodServer, PodServer]
+) -> None:
+    """Its devices run, which is written down; that the pod does not is known by nobody."""
+    source, target = pair
+    target.steps[hooks.RESUME] = in_turn(answer("500 Not now"), answer())
+
+    async def scene(operator: Operator) -> None:
+        move(operator, hooked(source.hook()), hooked(target.hook()))
+        await operator.until_voted()
+        operator.decision = COMMIT
+        assert failure_of(await operator.tell(TARGET, Goal.RUNNING)).reason is Reason.RESUME_FAILED
+        agent = await replaced(operator, TARGET)
+        assert agent.reports[TARGET].reached is Goal.RUNNING_P2P
+        begun = len(agent.node.arcs())
+        await commit(operator)
+        assert target.done[-2:] == [hooks.RESUME, hooks.RESUME]
+        assert agent.node.arcs()[begun:] == [], "no device is moved again"
+
+    play(nodes, scene)
+
+
 def test_a_hook_that_outlasts_its_command_is_over_before_it_is_taken_back(
     nodes: tuple[Node, Node], pair: tuple[PodServer, PodServer]
 ) -> None:
