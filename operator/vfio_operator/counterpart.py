@@ -180,7 +180,7 @@ def counterpart(body: Mapping[str, Any], key: MigrationKey, target_node: str) ->
             | {
                 INCOMING_ANNOTATION: str(key),
                 BASE_NAME_ANNOTATION: base,
-                HERITAGE_ANNOTATION: json.dumps(_heritage(metadata)),
+                HERITAGE_ANNOTATION: heritage(metadata),
             },
             "ownerReferences": [
                 {
@@ -197,10 +197,10 @@ def counterpart(body: Mapping[str, Any], key: MigrationKey, target_node: str) ->
     }
 
 
-def _heritage(metadata: Mapping[str, Any]) -> Json:
-    """What the counterpart is to have once it is the only one; on itself, so that no crash loses it."""
+def heritage(metadata: Mapping[str, Any]) -> str:
+    """What of a source's the counterpart is to have once it is the only one; on itself, so that no crash loses it."""
     labels = {name: value for name, value in metadata.get("labels", {}).items() if name != MIGRATION_LABEL}
-    return {"labels": labels, "ownerReferences": metadata.get("ownerReferences", [])}
+    return json.dumps({"labels": labels, "ownerReferences": metadata.get("ownerReferences", [])})
 
 
 def _spec(source: Mapping[str, Any], key: MigrationKey, target_node: str, base: str) -> Json:
@@ -236,14 +236,14 @@ def _pinned(affinity: Mapping[str, Any], node: str) -> Json:
 def adoption(target: Mapping[str, Any]) -> Json:
     """The merge patch that makes the counterpart what the source was: its labels, and its owner's."""
     metadata = target["metadata"]
-    heritage = json.loads(metadata["annotations"][HERITAGE_ANNOTATION])
-    gone = {name: None for name in metadata.get("labels", {}) if name not in heritage["labels"]}
+    left = json.loads(metadata["annotations"][HERITAGE_ANNOTATION])
+    gone = {name: None for name in metadata.get("labels", {}) if name not in left["labels"]}
     return {
         "metadata": {
             "uid": metadata["uid"],
-            "labels": {**gone, **heritage["labels"]},
+            "labels": {**gone, **left["labels"]},
             # for as long as its owner has two
             "annotations": {HERITAGE_ANNOTATION: None, DELETION_COST: HIGHEST_COST},
-            "ownerReferences": heritage["ownerReferences"],
+            "ownerReferences": left["ownerReferences"],
         }
     }

@@ -8,7 +8,7 @@ from typing import Any
 from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
-from vfio_api.names import COST_ANNOTATION, MIGRATION_LABEL
+from vfio_api.names import COST_ANNOTATION, HERITAGE_ANNOTATION, MIGRATION_LABEL
 from vfio_api.types import MigrationKey
 from vfio_operator.counterpart import (
     DELETION_COST,
@@ -77,9 +77,10 @@ class KubePods:
             cost = {DELETION_COST: own_cost(there), COST_ANNOTATION: None}
             await self._mark(namespace, name, uid, {"labels": {MIGRATION_LABEL: None}, "annotations": cost})
 
-    async def disown(self, namespace: str, name: str, uid: str) -> bool:
-        """The counterpart is nobody's; False: it is gone, or another by now."""
-        return await self._mark(namespace, name, uid, {"ownerReferences": []})
+    async def disown(self, namespace: str, name: str, uid: str, heritage: str | None = None) -> bool:
+        """The counterpart is nobody's; False: it is gone, or another by now. heritage: what it is to have instead."""
+        annotations = {"annotations": {HERITAGE_ANNOTATION: heritage}} if heritage is not None else {}
+        return await self._mark(namespace, name, uid, {"ownerReferences": [], **annotations})
 
     async def label(self, namespace: str, name: str, uid: str, migration: str | None) -> bool:
         """Say on a pod which migration (its UID) it is in, so that the watch shows it; None: in none any more.

@@ -10,7 +10,7 @@ from vfio_api.errors import Reason
 from vfio_api.names import HERITAGE_ANNOTATION
 from vfio_api.types import Failure, MigrationKey, PauseMethod
 from vfio_operator.actions import FindPod, KeepPod, PodAction, ReleasePods, StartTargetPod, SwitchPods
-from vfio_operator.counterpart import counterpart, counterpart_name, is_counterpart, record_of, refusals
+from vfio_operator.counterpart import counterpart, counterpart_name, heritage, is_counterpart, record_of, refusals
 from vfio_operator.kube import brief
 from vfio_operator.kube_pods import GRACE_SECONDS, KubePods, PodNameTakenError
 from vfio_operator.observed import Move, Observed, PodRecord, Shorthand
@@ -25,6 +25,7 @@ class Mover:
     def __init__(self, pods: KubePods, key: MigrationKey):
         self._pods, self._key = pods, key
         self._source: Body | None = None  # as it was when it was looked for
+        self._moves: PodRecord | None = None  # whom it moves, whatever the watch says of it
         self._adopts = self._switched = False
         self._shown: dict[str, PodRecord | None] = {}  # by UID, as the watch showed it last
         self.move = Move()
@@ -84,19 +85,21 @@ class Mover:
             there = await self._pods.get(self._key.namespace, wanted.target_pod)
             target = record_of(there) if there is not None else None
         self._source = body
-        source = record_of(body) if body is not None else None
+        source = self._moves = record_of(body) if body is not None else None
         named = counterpart_name(body, self._key) if body is not None and not wanted.target_pod else ""
         made = target is not None and target.migration == self._key.uid
         self._know(Move(True, source, target, named, refused, made))
 
     async def recall(self, status: Mapping[str, Any], wanted: Shorthand) -> None:
         """What an earlier leader did, by what it wrote down and by what is there."""
-        noted = status.get("workload", {}).get("sourcePod", {})
+        noted, told = (status.get("workload", {}).get(end, {}) for end in ("sourcePod", "targetPod"))
         await self.find(wanted, wanted.target_node)
-        if self.move.source is not None and self.move.source.uid != noted.get("uid"):
-            self.move = replace(self.move, source=None)  # another one of its name
-        if not wanted.target_pod:
-            told = status.get("workload", {}).get("targetPod", {})
+        if self._moves is not None and self._moves.uid != noted.get("uid"):
+            self._moves, self.move = None, replace(self.move, source=None)  # another one of its name
+        if wanted.target_pod:
+            if "uid" in told and (self.move.target is None or self.move.target.uid != told["uid"]):
+                self._know(replace(self.move, made=True, target=None))  # the one that was chosen is gone
+        else:
             there = await self._pods.get(self._key.namespace, told["name"]) if told else None
             if there is not None and not is_counterpart(there, self._key):
                 there = None  # another has its name
@@ -117,9 +120,10 @@ class Mover:
             self.move = replace(self.move, source=None)  # it ended before the watch was to show it
             return None
         if wanted.target_pod:
-            if theirs is not None:
-                there = await self._pods.label(theirs.namespace, theirs.name, theirs.uid, self._key.uid)
-                self._know(replace(self.move, made=True, target=theirs if there else None))
+            named = theirs is not None and await self._pods.label(
+                theirs.namespace, theirs.name, theirs.uid, self._key.uid
+            )
+            self._know(replace(self.move, made=True, target=theirs if named else None))
             return None
         try:
             made = await self._pods.create(self._key, counterpart(source, self._key, wanted.target_node))
@@ -141,11 +145,22 @@ class Mover:
         return None
 
     async def keep(self) -> None:
-        """Take the counterpart out of the migration's hands: it would end with it. Nothing happens if it is gone."""
+        """Take the counterpart out of the migration's hands: it would end with it. Nothing happens if it is gone.
+
+        What it is to have of the source's may have changed since it was made.
+        """
         target = self.move.target
         if target is not None:
-            there = await self._pods.disown(target.namespace, target.name, target.uid)
+            there = await self._pods.disown(target.namespace, target.name, target.uid, await self._heritage())
+            self._shown.pop(target.uid, None)  # the watch has shown whose it was
             self._know(replace(self.move, target=replace(target, owner="") if there else None))
+
+    async def _heritage(self) -> str | None:
+        """What the source leaves to its counterpart, None if it is gone."""
+        source = self._moves
+        body = await self._pods.get(source.namespace, source.name) if source is not None else None
+        same = source is not None and body is not None and body["metadata"]["uid"] == source.uid
+        return heritage(body["metadata"]) if body is not None and same else None
 
     async def switch(self, observed: Observed) -> None:
         """The counterpart gets the source's labels and owner, and the source is deleted. May be repeated.
@@ -155,7 +170,8 @@ class Mover:
         and has two for it: which of them goes is said by what they cost. Only of two that are ready, though: of others
         it ends the one that is not, so a counterpart that is late takes its place when the source has gone.
         """
-        source, target, wanted = self.move.source, self.move.target, observed.wish.shorthand
+        target, wanted = self.move.target, observed.wish.shorthand
+        source = self.move.source or self._moves  # one that the watch shows no more may have lost our label only
         ours = target if wanted is not None and not wanted.target_pod else None
         after = source is not None and bool(source.owner) and target is not None and target.ready
         if source is not None and not after:
