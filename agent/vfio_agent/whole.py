@@ -27,17 +27,20 @@ class Surveyed:
 def raise_unless_whole(session: "Session", known: Surveyed | None = None) -> Surveyed:
     """Look at what the pods of a source that are to be moved have open; returns what was surveyed for it. Blocking.
 
-    known: of an earlier look, if the pods are paused by now: only their files are looked at then.
+    known: of an earlier look, if the pods are paused by now: only what has been added since is looked for then.
     Raises DeviceError (PodDevicesSplit) if one has a device that is not in the migration.
     """
     around, moved = session.around, [pod for pod in session.spec.workloads if pod.moved]
     if not moved:
         return Surveyed({}, ())
-    known = known or Surveyed(around.pods.by_pod(), around.holdings.nodes())
+    surveyed = known or Surveyed(around.pods.by_pod(), around.holdings.nodes())
     taken = {device.address for device in session.spec.devices}
     held = around.holdings.all().values()
     for pod in moved:
-        has = devices_of(around.pods, known.processes.get(pod.pod_uid, ()), known.nodes)
+        processes = set(surveyed.processes.get(pod.pod_uid, ()))
+        if known is not None:  # one that was forked since
+            processes |= around.pods.members(pod.pod_uid)
+        has = devices_of(around.pods, sorted(processes), surveyed.nodes)
         left = sorted((has | {each.address for each in held if each.pod == pod.pod_uid}) - taken)
         if left:
             raise DeviceError(
@@ -47,4 +50,4 @@ def raise_unless_whole(session: "Session", known: Surveyed | None = None) -> Sur
                 reason=Reason.POD_DEVICES_SPLIT,
                 device=left[0],
             )
-    return known
+    return surveyed

@@ -356,7 +356,8 @@ class MigrationTask:
                     if self._turn.position:
                         continue
                     if queued:
-                        self._mover.forget()  # another may have its name by now
+                        self._mover.forget()  # another may have its name by now, or it has opened more
+                        self._looking.anew()
                 case AddFinalizer():
                     if await self._executor.add_finalizer(observed, action):
                         self._certain = True  # nobody has written to it since it was seen

@@ -9,7 +9,7 @@ import pytest
 
 from loopback.pods_world import MOUNTED, Pod, Stubborn
 from vfio_agent.freezer import end, freeze, thaw
-from vfio_agent.pods import PodRef, Pods
+from vfio_agent.pods import NodeFolders, PodRef, Pods
 from vfio_api.errors import Reason, WorkloadError
 
 
@@ -18,6 +18,15 @@ def pod(request: pytest.FixtureRequest) -> Iterator[Pod]:
     made = Pod(Path(request.param))
     yield made
     made.close()
+
+
+def test_the_processes_of_a_pod_are_those_of_its_cgroup(pod: Pod) -> None:
+    assert pod.pods.members(pod.uid) == {pod.process.pid}
+    forked = pod.run(["cat"])
+    assert pod.pods.members(pod.uid) == {pod.process.pid, forked.pid}
+    assert pod.pods.members(str(uuid.uuid4())) == set()
+    elsewhere = Pods(NodeFolders(cgroups=Path("/nowhere")))
+    assert elsewhere.members(pod.uid) == set(pod.pods.processes(pod.uid))
 
 
 def test_a_frozen_pod_does_nothing_until_it_is_thawed(pod: Pod) -> None:

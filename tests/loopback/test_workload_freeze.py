@@ -31,8 +31,10 @@ from loopback.moving_world import (
     undo,
 )
 from loopback.pods_world import Pod, Stubborn
+from vfio_agent.devices.openers import Node as DeviceNode
+from vfio_agent.whole import Surveyed, raise_unless_whole
 from vfio_api.device import DeviceState as S
-from vfio_api.errors import Reason
+from vfio_api.errors import DeviceError, Reason
 from vfio_api.types import Goal, PauseMethod, SessionSpec, Workload
 
 
@@ -102,6 +104,27 @@ def test_a_pod_that_has_opened_another_device_since_is_not_stopped(
         await operator.roll_back()
         assert pod.runs
         assert operator.source.device("sim0").state() is S.RUNNING
+
+    play(nodes, scene)
+
+
+def test_a_process_that_the_pod_has_forked_before_it_was_paused_is_looked_at(
+    nodes: tuple[Node, Node], pod: Pod, tmp_path: Path
+) -> None:
+    async def scene(operator: Operator) -> None:
+        assert (await operator.tell(SOURCE, Goal.PREPARED, spec=_of_one_device(pod))).failure is None
+        (session,) = operator.source.agent.sessions()
+        surveyed = Surveyed({pod.uid: (pod.process.pid,)}, (DeviceNode("nic", "vfio7", ""),))
+        await asyncio.to_thread(raise_unless_whole, session, surveyed)
+        path = tmp_path / "vfio/devices/vfio7"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        forked = pod.run(["sh", "-c", 'exec 9<"$1"; echo opened; exec cat', "sh", str(path)])
+        assert forked.stdout is not None
+        assert forked.stdout.readline() == b"opened\n"
+        with pytest.raises(DeviceError, match="team/web has device nic open as well"):
+            await asyncio.to_thread(raise_unless_whole, session, surveyed)
+        await operator.tell(SOURCE, Goal.RELEASED)
 
     play(nodes, scene)
 
