@@ -19,7 +19,6 @@ from vfio_api.types import Hook
 
 MAX_STATE = 16 << 20
 MAX_SHOWN = 200  # of what a hook says when it refuses
-FIRST_RETRY_SECONDS = 0.05
 PAUSE, SAVE, LOAD, RESUME = "pause", "save", "load", "resume"
 _DONE = (http.client.OK, http.client.NO_CONTENT)
 
@@ -30,14 +29,14 @@ def call(hook: Hook, pod: PodRef, step: str, body: bytes = b"", called_off: thre
     Raises WorkloadError after the last of its retries.
     """
     unwanted = called_off or threading.Event()
-    for attempt in range(hook.retries + 1):
+    for pause in (*hook.pauses, None):
         try:
             return _once(hook, pod, step, body)
         except WorkloadError as error:
             failure = error
         except (OSError, http.client.HTTPException, ValueError) as error:
             failure = _error(hook, pod, step, f"no answer of HTTP ({_shown(str(error) or type(error).__name__)})")
-        if attempt == hook.retries or unwanted.wait(FIRST_RETRY_SECONDS * 2**attempt):
+        if pause is None or unwanted.wait(pause):
             break
     raise failure
 

@@ -102,9 +102,9 @@ class Latch:
                 return
             facts = session.facts
             log.info("finishing alone", migration=str(session.key), role=facts.role.value, goal=goal.value)
-            command = Command(
-                session.key, facts.role, goal, facts.epoch, facts.sequence, GOAL_SECONDS * 1000, facts.decision
-            )
+            hooks = (pod.hook.longest_seconds for pod in session.spec.workloads if pod.hook is not None)
+            milliseconds = int((GOAL_SECONDS + max(hooks, default=0)) * 1000)
+            command = Command(session.key, facts.role, goal, facts.epoch, facts.sequence, milliseconds, facts.decision)
             try:
                 await self._carry_out(session, command)
             except VFIOMigrationError as error:

@@ -64,6 +64,9 @@ class SessionDevice:
     pod_uid: str = ""
 
 
+FIRST_RETRY_SECONDS = 0.05  # of a hook
+
+
 class PauseMethod(StrEnum):
     """How a workload is paused."""
 
@@ -81,6 +84,16 @@ class Hook:
     path: str = ""
     timeout_milliseconds: int = 5_000
     retries: int = 2
+
+    @property
+    def pauses(self) -> tuple[float, ...]:
+        """Seconds to wait before each time that a step is asked for again."""
+        return tuple(FIRST_RETRY_SECONDS * 2**number for number in range(self.retries))
+
+    @property
+    def longest_seconds(self) -> float:
+        """What one step may take, asked for again as often as it may be."""
+        return (self.retries + 1) * self.timeout_milliseconds / 1000 + sum(self.pauses)
 
 
 @dataclass(frozen=True, slots=True)

@@ -320,6 +320,11 @@ def prepare_seconds(observed: Observed) -> float:
     return observed.limits.prepare_seconds
 
 
+def resume_seconds(observed: Observed) -> float:
+    """What devices may take to run, and Limits.prepare_seconds; and then the pods that are told to by their hooks."""
+    return observed.limits.prepare_seconds + observed.wish.pausing.longest_seconds
+
+
 def release_seconds(observed: Observed) -> float:
     """Limits.release_seconds."""
     return observed.limits.release_seconds

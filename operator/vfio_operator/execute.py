@@ -25,7 +25,7 @@ from vfio_operator.actions import (
 )
 from vfio_operator.authority import forbidden, may_use_all, pod_forbidden
 from vfio_operator.channel import Agents
-from vfio_operator.conditions import is_released, wants_pre_copy
+from vfio_operator.conditions import is_released, resume_seconds, wants_pre_copy
 from vfio_operator.history import History
 from vfio_operator.kube import API_ERRORS, OperatorApi
 from vfio_operator.kube_claims import KubeClaims
@@ -291,6 +291,8 @@ class Executor:
         seconds = observed.limits.prepare_seconds
         if action.goal in (Goal.QUIESCED, Goal.STOP_COPY):
             seconds = observed.wish.strategy.switchover_timeout_seconds
+        if action.goal is Goal.RUNNING:
+            seconds = resume_seconds(observed)
         if action.again:  # the source's copy is the only one: no haste
             seconds = max(seconds, observed.wish.strategy.convergence_timeout_seconds)
         prepare = action.goal is Goal.PREPARED

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from vfio_api.device import NO_FLAGS, MigrationFlags
 from vfio_api.models_migration import Mode
-from vfio_api.types import Failure, Goal, MigrationKey, Outcome, PauseMethod, Role, SessionReport
+from vfio_api.types import Failure, Goal, Hook, MigrationKey, Outcome, PauseMethod, Role, SessionReport
 from vfio_operator.turns import MAY_RUN, Turn
 
 
@@ -140,6 +140,13 @@ class Pausing:
     path: str = ""
     hook_timeout_milliseconds: int = 5_000
     retries: int = 2
+
+    @property
+    def longest_seconds(self) -> float:
+        """What a step of the hook may take, asked for again as often as it may be; 0 without one."""
+        if self.method is not PauseMethod.HOOK:
+            return 0.0
+        return Hook("", self.port, self.path, self.hook_timeout_milliseconds, self.retries).longest_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from vfio_operator.conditions import (
     reload,
     resend,
     rest_reached,
+    resume_seconds,
     source_ends_seconds,
     stopped,
     switchover_seconds,
@@ -183,7 +184,7 @@ FORWARD: tuple[Step, ...] = (
         all_reached(_T, Goal.RUNNING),
         tell(_T, Goal.RUNNING),
         "barrier D: targets to RUNNING",
-        prepare_seconds,
+        resume_seconds,
     ),
     Step(
         "KeepPod",
@@ -255,7 +256,7 @@ ROLLBACK: tuple[Step, ...] = (
         all_touched(_S, Goal.RUNNING),
         tell_touched(_S, Goal.RUNNING),
         "returning sources to RUNNING: {failure}",
-        prepare_seconds,
+        resume_seconds,
     ),
     Step(
         "RecordFailure",

@@ -10,7 +10,7 @@ from pure.test_resolve import record
 from vfio_api.errors import Reason
 from vfio_api.models_status import Phase
 from vfio_api.types import Failure, Hook, MigrationKey, Outcome, PauseMethod, Role, Workload
-from vfio_operator.actions import Authorize, FindPod, Finish, Look, Plan, ReleasePods, StartTargetPod, SwitchPods
+from vfio_operator.actions import Authorize, FindPod, Finish, Look, Plan, ReleasePods, StartTargetPod, Step, SwitchPods
 from vfio_operator.conditions import pods_failure, target_pod_late
 from vfio_operator.observe import wish_of
 from vfio_operator.observed import Move, Observed, Pair, Pausing, PodRecord, Shorthand, Switchover, Wish
@@ -345,6 +345,16 @@ def test_agents_are_told_of_the_pods_by_uid() -> None:
     there = replace(said, pod_uid="pod-b", pod_name="web-1", hook=Hook("10.0.0.2", 8099, "/vfio", 5_000, 0))
     assert workloads(seen, "node-b", Role.TARGET) == (there,)
     assert pod_of(seen, GPU0) == "pod-a"
+
+
+@pytest.mark.parametrize(("ladder", "name"), [(FORWARD, "BarrierD"), (ROLLBACK, "Restore"), (LOST, "RestRuns")])
+def test_who_is_resumed_by_a_hook_has_the_time_that_its_spec_gives_it(ladder: tuple[Step, ...], name: str) -> None:
+    """Given up earlier, a pod that runs a moment later would be told to be lost."""
+    step = next(each for each in ladder if each.name == name)
+    hook = {"pause": {"method": "Hook", "hook": {"port": 8099, "timeoutSeconds": 60, "retries": 3}}}
+    hooked = begun(wish=wish_of(migration(workload=hook)))
+    assert step.timeout(begun()) == begun().limits.prepare_seconds
+    assert step.timeout(hooked) == begun().limits.prepare_seconds + 4 * 60 + 0.05 + 0.1 + 0.2
 
 
 def test_devices_that_are_named_are_paused_by_the_pods_that_have_them() -> None:
