@@ -78,8 +78,9 @@ class Agent:
                     lost[0],
                 )
             elif facts.role is Role.TARGET and facts.loaded:
-                # whether its pod was resumed is not known: it is to be told again, which moves no device
-                ran = Goal.RUNNING if session.workloads.hooked is None else Goal.RUNNING_P2P
+                # a pod that has not said that it runs is to be told again, which moves no device
+                runs = session.workloads.hooked is None or facts.resumed
+                ran = Goal.RUNNING if runs else Goal.RUNNING_P2P
                 session.reached = ran if facts.started else Goal.LOADED
             else:
                 session.failure = Failure(

@@ -30,8 +30,9 @@ class SessionFacts:
     backward: it has begun to roll back. switchover: a command past pre-copy was accepted. loaded: it has voted.
     latched: it has heard nothing for too long in the switchover, and takes no command any more that brings no decision.
     lost: devices of a target that lost what they had loaded, after Commit, without having left STOP. leaving: it was
-    told to leave STOP. attempt: how often devices were made ready to load, or sent, once more. gone: devices that lost
-    their state after they had left STOP, or may have; that is final.
+    told to leave STOP. resumed: the hook of a target's pod has said that it runs. attempt: how often devices were made
+    ready to load, or sent, once more. gone: devices that lost their state after they had left STOP, or may have; that
+    is final.
     incarnations: (device name, opening) of every device; another opening is another device.
     """
 
@@ -49,6 +50,7 @@ class SessionFacts:
     leaving: bool = False
     attempt: int = 0
     gone: tuple[str, ...] = ()
+    resumed: bool = False
 
 
 def told(facts: SessionFacts, command: Command) -> SessionFacts:

@@ -174,6 +174,8 @@ class Session:
         await self.side.after(command)
         if command.goal is Goal.RUNNING:
             await self.workloads.resume()
+            if self.facts.role is Role.TARGET and self.workloads.hooked is not None:
+                await self.note(replace(self.facts, resumed=True))
         self.reached = command.goal
         self.heard()
         milliseconds = round((time.perf_counter() - began) * 1000, 3)

@@ -37,9 +37,8 @@ def raise_unless_whole(session: "Session", known: Surveyed | None = None) -> Sur
     taken = {device.address for device in session.spec.devices}
     held = around.holdings.all().values()
     for pod in moved:
-        processes = set(surveyed.processes.get(pod.pod_uid, ()))
-        if known is not None:  # one that was forked since
-            processes |= around.pods.members(pod.pod_uid)
+        # one may have been forked since; asked each time, so that the folder is known once the pod is paused
+        processes = {*surveyed.processes.get(pod.pod_uid, ()), *around.pods.members(pod.pod_uid)}
         has = devices_of(around.pods, sorted(processes), surveyed.nodes)
         left = sorted((has | {each.address for each in held if each.pod == pod.pod_uid}) - taken)
         if left:

@@ -99,6 +99,13 @@ class Agents:
             if node in self._streams and report.reached is not Goal.RELEASED and not active(uid)
         ]
 
+    def has_session(self, uid: str) -> bool:
+        """Whether a connected agent has a session of a migration that is not released."""
+        return any(
+            of == uid and node in self._streams and report.reached is not Goal.RELEASED
+            for (node, of, _), report in self._reports.items()
+        )
+
     def forget(self, uid: str) -> None:
         """A migration has ended: drop the reports of its released sessions; one that lives on is still to be ended."""
         self._reports = {

@@ -233,10 +233,13 @@ def _pinned(affinity: Mapping[str, Any], node: str) -> Json:
     return {**affinity, "nodeAffinity": nodes}
 
 
-def adoption(target: Mapping[str, Any]) -> Json:
-    """The merge patch that makes the counterpart what the source was: its labels, and its owner's."""
+def adoption(target: Mapping[str, Any], latest: str | None = None) -> Json:
+    """The merge patch that makes the counterpart what the source was: its labels, and its owner's.
+
+    latest: the source's `heritage` as it was read last; None: what is on the counterpart.
+    """
     metadata = target["metadata"]
-    left = json.loads(metadata["annotations"][HERITAGE_ANNOTATION])
+    left = json.loads(latest or metadata["annotations"][HERITAGE_ANNOTATION])
     gone = {name: None for name in metadata.get("labels", {}) if name not in left["labels"]}
     return {
         "metadata": {

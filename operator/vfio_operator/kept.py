@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import structlog
 
-from vfio_api.types import Goal, MigrationKey, Role
+from vfio_api.types import MigrationKey
 from vfio_operator import observe
 from vfio_operator.channel import Agents
-from vfio_operator.kube import OperatorApi
+from vfio_operator.kube import API_ERRORS, OperatorApi, brief
 from vfio_operator.kube_lists import Lists
 
 log = structlog.get_logger()
@@ -34,7 +34,7 @@ class Kept:
         log.info("the decision is kept: sessions may be left", migration=str(key), uid=key.uid)
 
     async def look(self) -> None:
-        """Let go of those that no session can need any more. Raises API_ERRORS."""
+        """Let go of those that no session can need any more. Raises API_ERRORS if those of before cannot be listed."""
         if not self._recalled:
             async for body in Lists(self._api).switchovers(ended=False):
                 key = MigrationKey(
@@ -44,10 +44,15 @@ class Kept:
                     self._keys.setdefault(key.uid, key)
             self._recalled = True
         for uid, key in list(self._keys.items()):
-            if not self._active(uid) and await self._over(key):
-                await self._api.release_switchover(key)
-                del self._keys[uid]
-                log.info("the decision is not needed any more", migration=str(key), uid=uid)
+            if self._active(uid) or self._agents.has_session(uid):
+                continue
+            try:
+                if await self._over(key):
+                    await self._api.release_switchover(key)
+                    del self._keys[uid]
+                    log.info("the decision is not needed any more", migration=str(key), uid=uid)
+            except API_ERRORS as error:  # the others are looked at all the same
+                log.warning("a kept decision was not looked at", migration=str(key), uid=uid, error=brief(error))
 
     async def _over(self, key: MigrationKey) -> bool:
         """Whether a migration has ended and none of its nodes can have a session of it."""
@@ -55,14 +60,10 @@ class Kept:
         if body is None:
             return True
         nodes = {*body["spec"]["sourceNodes"], *body["spec"]["targetNodes"]}
-        for node in sorted(nodes):
-            if not await self._without_session(node, key.uid):
+        for node in sorted(nodes - self._agents.connected):  # nobody knows what an agent has that is away
+            if await self._api.node_exists(node):
                 return False
+        if self._agents.has_session(key.uid):  # one that has come meanwhile
+            return False
         found = await self._api.migration_or_none(key)
         return found is None or observe.is_finished(found)
-
-    async def _without_session(self, node: str, uid: str) -> bool:
-        if node not in self._agents.connected:
-            return not await self._api.node_exists(node)
-        reports = (self._agents.report(node, uid, role) for role in Role)
-        return all(report is None or report.reached is Goal.RELEASED for report in reports)

@@ -222,7 +222,7 @@ class OperatorApi:
             "name": key.name,
             "uid": key.uid,
             "controller": True,
-            "blockOwnerDeletion": True,
+            "blockOwnerDeletion": False,  # nobody who deletes the migration waits for what is kept beyond its end
         }
         await self._urgent.create_namespaced_custom_object(
             API_GROUP,

@@ -122,9 +122,9 @@ class KubePods:
             raise PodNameTakenError(found)
         return found
 
-    async def adopt(self, target: Json) -> None:
-        """Make the counterpart what the source was. Nothing happens if it is."""
-        await self._patch(target["metadata"]["namespace"], target["metadata"]["name"], adoption(target))
+    async def adopt(self, target: Json, latest: str | None = None) -> None:
+        """Make the counterpart what the source was, by what that left last. Nothing happens if it is."""
+        await self._patch(target["metadata"]["namespace"], target["metadata"]["name"], adoption(target, latest))
 
     async def settle(self, namespace: str, name: str, uid: str) -> None:
         """The counterpart is its owner's only one now: it costs what it did. Nothing happens if it is gone."""

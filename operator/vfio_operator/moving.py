@@ -173,12 +173,13 @@ class Mover:
         target, wanted = self.move.target, observed.wish.shorthand
         source = self.move.source or self._moves  # one that the watch shows no more may have lost our label only
         ours = target if wanted is not None and not wanted.target_pod else None
+        left = await self._heritage() if ours is not None else None
         after = source is not None and bool(source.owner) and target is not None and target.ready
         if source is not None and not after:
             await self._delete(observed, source)
         if ours is not None:
             self._adopts = True  # its label is taken off, which looks like its end
-            await self._adopt(ours)
+            await self._adopt(ours, left)
         if source is not None and after:
             await self._delete(observed, source)
         if ours is not None:
@@ -193,10 +194,10 @@ class Mover:
         frozen = observed.wish.pausing.method is PauseMethod.FREEZE
         await self._pods.delete(source.namespace, source.name, source.uid, GRACE_SECONDS if frozen else None)
 
-    async def _adopt(self, target: PodRecord) -> None:
+    async def _adopt(self, target: PodRecord, left: str | None) -> None:
         there = await self._pods.get(target.namespace, target.name)
         if there is not None and HERITAGE_ANNOTATION in there["metadata"].get("annotations", {}):
-            await self._pods.adopt(there)
+            await self._pods.adopt(there, left)
 
     async def release(self, observed: Observed) -> None:
         """Delete the counterpart that the operator made, and take the marks from the source. May be repeated."""

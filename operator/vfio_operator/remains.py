@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vfio_api.types import MigrationKey
 from vfio_operator import observe
 
+GONE = "gone, and agents have not come back yet that may have to ask for its decision"
 NAMED = 20  # migrations that a message names
 
 
@@ -26,9 +27,8 @@ class Remains:
 def remains_of(migrations: Iterable[observe.Body], switchovers: Iterable[observe.Body]) -> Remains:
     """What these objects are to an uninstall.
 
-    A migration takes nothing before it has our finalizer, and has let go of everything when it is finished. A
-    switchover is needed until its migration is seen to have finished: one whose migration is gone holds the decision
-    that sessions may still wait for.
+    A migration takes nothing before it has our finalizer, and has ended when it is finished: what was kept beyond that
+    goes with the rest. A switchover whose migration is gone holds the decision that sessions may still wait for.
     """
     running: list[tuple[MigrationKey, str]] = []
     finished: list[MigrationKey] = []
@@ -52,7 +52,7 @@ def remains_of(migrations: Iterable[observe.Body], switchovers: Iterable[observe
         if observe.has_finalizer(body)
     ]
     left = [key for key in kept if key.uid in ended]
-    running += [(key, "gone, and its switchover is there") for key in kept if key.uid not in known | ended]
+    running += [(key, GONE) for key in kept if key.uid not in known | ended]
     return Remains(tuple(running), tuple(finished), tuple(left), tuple(waiting))
 
 
@@ -71,21 +71,32 @@ def summary(remains: Remains) -> str:
 
 def refusal(running: Sequence[tuple[MigrationKey, str]]) -> str:
     """Why it is not uninstalled, and what to do; lines for people."""
-    several = len(running) > 1
-    key = running[0][0]
-    which = f"vfm --namespace {shlex.quote(key.namespace)} {shlex.quote(key.name)}"
+    there = [key for key, phase in running if phase != GONE]
     named = [f"  VFIOMigration {each} is {phase}" for each, phase in running[:NAMED]]
     if len(running) > NAMED:
         named.append(f"  and {len(running) - NAMED} more: kubectl get vfm --all-namespaces")
+    lines = [
+        f"vfio-migration is not uninstalled: {len(running)} migration{'s' * (len(running) > 1)} would be stranded, "
+        "since only operator and agents can end what has begun.",
+        *named,
+    ]
+    if there:
+        lines += _ways_to_end(there[0], several=len(there) > 1)
+    if len(there) < len(running):
+        lines.append("Have the agents back that are away; their nodes: kubectl get vfioswitchovers -A --output yaml")
     return "\n".join(
         [
-            f"vfio-migration is not uninstalled: {len(running)} migration{'s' * several} would be stranded, since only "
-            "operator and agents can end what has begun.",
-            *named,
-            f"Wait for {'each' if several else 'it'}:  kubectl wait {which} --for=condition=Finished --timeout=10m",
-            f"or cancel {'each' if several else 'it'}: kubectl patch {which} --type=merge "
-            """--patch='{"spec":{"cancel":true}}'""",
+            *lines,
             "then uninstall again. To uninstall all the same, and leave devices as they are: helm uninstall --no-hooks",
             "Before helm upgrades what it was to uninstall: helm rollback, to the last revision of helm history",
         ]
+    )
+
+
+def _ways_to_end(key: MigrationKey, *, several: bool) -> tuple[str, str]:
+    which = f"vfm --namespace {shlex.quote(key.namespace)} {shlex.quote(key.name)}"
+    each = "each" if several else "it"
+    return (
+        f"Wait for {each}:  kubectl wait {which} --for=condition=Finished --timeout=10m",
+        f"or cancel {each}: kubectl patch {which} --type=merge " """--patch='{"spec":{"cancel":true}}'""",
     )

@@ -38,6 +38,8 @@ class Server:
 
     async def answer(self, request: web.Request) -> web.Response:
         kind, _, name = request.path.rpartition("/")
+        if name == "broken":
+            return web.json_response({}, status=HTTPStatus.INTERNAL_SERVER_ERROR)
         if name == "vfioswitchovers":
             self.listed.append(request.query["labelSelector"])
             return web.json_response({"metadata": {}, "items": [self.switchover()] if self.finalizers else []})
@@ -85,6 +87,7 @@ def let_go(
             known.add(node, "", AgentHello(1, "0", "boot", node, "127.0.0.1:1", 0, sessions))
         async with served(server) as api:
             kept = Kept(api, known, lambda _uid: active)
+            kept.keep(MigrationKey("broken", "team", "broken"))  # it keeps nobody else from being looked at
             if told:
                 kept.keep(KEY)
             await kept.look()

@@ -301,6 +301,8 @@ def test_an_agent_that_ends_before_its_counterpart_resumed_is_told_again(
         await commit(operator)
         assert target.done[-2:] == [hooks.RESUME, hooks.RESUME]
         assert agent.node.arcs()[begun:] == [], "no device is moved again"
+        again = await replaced(operator, TARGET)
+        assert again.reports[TARGET].reached is Goal.RUNNING, "and it is not told again once it has said that it runs"
 
     play(nodes, scene)
 

@@ -73,6 +73,17 @@ def test_the_refusal_names_what_runs_and_what_to_do() -> None:
     assert "helm uninstall --no-hooks" in lines[4]
 
 
+def test_what_is_gone_can_be_neither_awaited_nor_cancelled() -> None:
+    (gone,) = remains_of([], [_switchover("gone")]).running
+    lines = refusal([gone]).splitlines()
+    assert lines[1].startswith("  VFIOMigration team/gone is gone, and agents have not come back yet")
+    assert lines[2].startswith("Have the agents back that are away; their nodes: kubectl get vfioswitchovers")
+    assert not any("kubectl wait" in line or "cancel" in line for line in lines)
+    both = refusal([gone, (_key("runs"), "PreCopy")])
+    assert "kubectl wait vfm --namespace team runs" in both
+    assert "Have the agents back" in both
+
+
 def test_a_long_refusal_is_cut() -> None:
     lines = refusal([(_key(f"m{number}"), "PreCopy") for number in range(NAMED + 3)]).splitlines()
     assert lines[0].startswith(f"vfio-migration is not uninstalled: {NAMED + 3} migrations would be stranded")
