@@ -44,6 +44,10 @@ class Janitor:
     async def run(self, every_seconds: float) -> None:
         """Until cancelled."""
         while True:
+            try:
+                await self._kept.look()
+            except API_ERRORS as error:
+                log.warning("kept decisions not looked at", error=brief(error))
             await asyncio.sleep(every_seconds)
             sessions: dict[str, list[tuple[str, SessionReport]]] = {}
             for node, report in self._agents.orphans(self._active):
@@ -53,10 +57,6 @@ class Janitor:
                     await self._end(uid, left)
                 except API_ERRORS as error:
                     log.warning("sessions not looked at", uid=uid, error=brief(error))
-            try:
-                await self._kept.look()
-            except API_ERRORS as error:
-                log.warning("kept decisions not looked at", error=brief(error))
             for record in [r for r in self._inventory.values() if r.claim_uid and not self._active(r.claim_uid)]:
                 try:
                     await self._look(record)

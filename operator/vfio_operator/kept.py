@@ -43,6 +43,7 @@ class Kept:
                 if observe.has_finalizer(body) and not self._active(key.uid):
                     self._keys.setdefault(key.uid, key)
             self._recalled = True
+            return  # agents have not dialled yet
         for uid, key in list(self._keys.items()):
             if self._active(uid) or self._agents.has_session(uid):
                 continue
