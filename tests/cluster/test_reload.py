@@ -2,7 +2,7 @@
 
 from errno import EIO
 
-from cluster.world import SETS, World, condition, mark, migration, pairs
+from cluster.world import SETS, Json, World, condition, mark, migration, pairs
 from vfio_api.device import DeviceState as S
 
 START = (S.STOP, S.RUNNING_P2P)
@@ -63,6 +63,11 @@ def test_a_target_that_cannot_start_is_given_up_in_the_end_and_brought_there_whe
         assert_moved(world)
 
 
+def switchovers(world: World) -> dict[str, Json]:
+    """Every VFIOSwitchover by its name, also those of migrations of other tests."""
+    return {each["metadata"]["name"]: each for each in world.stack.get("vfioswitchovers")["items"]}
+
+
 def test_the_decision_outlives_its_migration_while_a_target_has_not_started(world: World) -> None:
     """Who deletes what has failed, or lets its time run out, does not take away what the agents go by."""
     with world.workload():
@@ -70,9 +75,9 @@ def test_the_decision_outlives_its_migration_while_a_target_has_not_started(worl
         found = world.run(migration("deleted", pairs()), timeout=90)
         assert condition(found, "Succeeded")["reason"] == "TargetLostAfterCommit"
         world.stack.kubectl("delete", "vfm", "deleted")
-        (kept,) = world.stack.get("vfioswitchovers")["items"]
-        assert kept["status"]["decision"]["outcome"] == "Commit"
+        name = found["metadata"]["uid"]
+        assert switchovers(world)[name]["status"]["decision"]["outcome"] == "Commit"
         world.control("node-b").clear_faults("sim2")
         world.published("node-a", dict.fromkeys(SETS, ""), timeout=90)  # the janitor tries again after 30 s
         assert_moved(world)
-        world.stack.wait_until(lambda: not world.stack.get("vfioswitchovers")["items"], "the decision is let go")
+        world.stack.wait_until(lambda: name not in switchovers(world), "the decision is let go")
