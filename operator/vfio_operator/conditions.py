@@ -322,7 +322,8 @@ def prepare_seconds(observed: Observed) -> float:
 
 def resume_seconds(observed: Observed) -> float:
     """What devices may take to run, and Limits.prepare_seconds; and then the pods that are told to by their hooks."""
-    return observed.limits.prepare_seconds + observed.wish.pausing.longest_seconds
+    hook = observed.wish.pausing.hook("")  # of whichever pod
+    return observed.limits.prepare_seconds + (hook.longest_seconds if hook is not None else 0)
 
 
 def release_seconds(observed: Observed) -> float:

@@ -30,8 +30,9 @@ class Kept:
 
     def keep(self, key: MigrationKey) -> None:
         """A migration has ended, and sessions of it may be left."""
+        if key.uid not in self._keys:  # what is left is tried again and again
+            log.info("the decision is kept: sessions may be left", migration=str(key), uid=key.uid)
         self._keys[key.uid] = key
-        log.info("the decision is kept: sessions may be left", migration=str(key), uid=key.uid)
 
     async def look(self) -> None:
         """Let go of those that no session can need any more. Raises API_ERRORS if those of before cannot be listed."""

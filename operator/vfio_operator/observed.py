@@ -141,12 +141,11 @@ class Pausing:
     hook_timeout_milliseconds: int = 5_000
     retries: int = 2
 
-    @property
-    def longest_seconds(self) -> float:
-        """What a step of the hook may take, asked for again as often as it may be; 0 without one."""
+    def hook(self, address: str) -> Hook | None:
+        """How the pod at this address is asked; None if none is."""
         if self.method is not PauseMethod.HOOK:
-            return 0.0
-        return Hook("", self.port, self.path, self.hook_timeout_milliseconds, self.retries).longest_seconds
+            return None
+        return Hook(address, self.port, self.path, self.hook_timeout_milliseconds, self.retries)
 
 
 @dataclass(frozen=True, slots=True)

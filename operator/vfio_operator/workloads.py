@@ -1,6 +1,6 @@
 """Which pods a session has to do with: those that use its devices at the source, and who takes them over. Pure."""
 
-from vfio_api.types import Hook, PauseMethod, Role, Workload
+from vfio_api.types import PauseMethod, Role, Workload
 from vfio_operator.observed import Observed, Pair, Pausing, PodRecord
 
 
@@ -33,7 +33,5 @@ def workloads(observed: Observed, node: str, role: Role) -> tuple[Workload, ...]
 
 
 def _workload(pod: PodRecord, pausing: Pausing, *, moved: bool = False) -> Workload:
-    hook = None
-    if pausing.method is PauseMethod.HOOK:
-        hook = Hook(pod.address, pausing.port, pausing.path, pausing.hook_timeout_milliseconds, pausing.retries)
+    hook = pausing.hook(pod.address)
     return Workload(pod.uid, pod.namespace, pod.name, pausing.method, pausing.timeout_milliseconds, hook, moved)

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
+from fakes.api_server import listening
 from vfio_api.names import FINALIZER
 from vfio_api.types import MigrationKey
 from vfio_operator import observe
@@ -45,20 +46,13 @@ class Careless(OperatorApi):
 
 
 async def scene(seen: Json, kind: type[OperatorApi]) -> tuple[bool, bool, bool]:
-    server, app = Server(), web.Application()
-    app.router.add_patch("/{path:.*}", server.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server = Server()
     nothing: Any = None
     observed: Any = type("Seen", (), {"key": KEY})
-    try:
-        async with client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")) as made:
-            memory, api = Memory(seen), kind(made, "vfio-migration", "operator-0")
-            executor = Executor(api, nothing, nothing, {}, nothing, nothing, memory, nothing)
-            added = await executor.add_finalizer(observed, AddFinalizer())
-    finally:
-        await runner.cleanup()
+    async with listening(server.answer) as settings, client.ApiClient(settings) as made:
+        memory, api = Memory(seen), kind(made, "vfio-migration", "operator-0")
+        executor = Executor(api, nothing, nothing, {}, nothing, nothing, memory, nothing)
+        added = await executor.add_finalizer(observed, AddFinalizer())
     return added, memory.has_finalizer, "finalizers" in server.stored["metadata"]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from aiohttp import web
 from kubernetes.aio import client
 
+from fakes.api_server import listening
 from vfio_api.types import MigrationKey, Outcome
 from vfio_operator.kube import AT_ONCE, Gate, OperatorApi
 
@@ -29,23 +30,18 @@ class Server:
 
 
 async def scene() -> tuple[int, Any, int]:
-    server, app = Server(), web.Application()
-    app.router.add_route("*", "/{path:.*}", server.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    settings: Any = client.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
-    api = OperatorApi(Gate(settings), "vfio-migration", "operator-0", client.ApiClient(settings))
-    try:
-        many = [asyncio.create_task(api.migration(KEY)) for _ in range(3 * AT_ONCE)]
-        await server.full.wait()
-        decided = await api.decide(KEY, Outcome.COMMIT)
-        meanwhile = server.there
-        server.go.set()
-        await asyncio.gather(*many)
-    finally:
-        await api.close()
-        await runner.cleanup()
+    server = Server()
+    async with listening(server.answer) as settings:
+        api = OperatorApi(Gate(settings), "vfio-migration", "operator-0", client.ApiClient(settings))
+        try:
+            many = [asyncio.create_task(api.migration(KEY)) for _ in range(3 * AT_ONCE)]
+            await server.full.wait()
+            decided = await api.decide(KEY, Outcome.COMMIT)
+            meanwhile = server.there
+            server.go.set()
+            await asyncio.gather(*many)
+        finally:
+            await api.close()
     return meanwhile, decided, server.there
 
 

@@ -2,14 +2,12 @@
 
 import asyncio
 from http import HTTPStatus
-from typing import Any
 
 import pytest
 from aiohttp import web
-from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
-from vfio_operator.kube import OperatorApi
+from fakes.api_server import served
 from vfio_operator.kube_claims import KubeClaims
 
 
@@ -39,17 +37,8 @@ class Devices:
 
 
 async def dropped(devices: Devices, name: str) -> bool:
-    app = web.Application()
-    app.router.add_patch("/{path:.*}", devices.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    settings: Any = client.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
-    try:
-        async with client.ApiClient(settings) as made:
-            return await KubeClaims(OperatorApi(made, "vfio-migration", "operator-0")).drop_claim(name, "mine")
-    finally:
-        await runner.cleanup()
+    async with served(devices.answer) as api:
+        return await KubeClaims(api).drop_claim(name, "mine")
 
 
 @pytest.mark.parametrize(("name", "had"), [("a", True), ("b", False), ("free", False), ("gone", False)])

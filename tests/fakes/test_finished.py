@@ -2,19 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from aiohttp import web
-from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
+from fakes.api_server import served
 from vfio_api.types import MigrationKey
 from vfio_operator import observe
-from vfio_operator.kube import OperatorApi
 from vfio_operator.kube_lists import Lists
 from vfio_operator.sweeper import Sweeper
 
@@ -53,25 +51,10 @@ class Server:
         return web.Response(text=text, content_type="application/json")
 
 
-@asynccontextmanager
-async def served(server: Server) -> AsyncIterator[Lists]:
-    app = web.Application()
-    app.router.add_get(PATH, server.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        settings = client.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
-        async with client.ApiClient(settings) as api_client:
-            yield Lists(OperatorApi(api_client, "vfio-migration", "operator-0"))
-    finally:
-        await runner.cleanup()
-
-
 def run(server: Server, test: Callable[[Lists], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
-        async with served(server) as lists:
-            await test(lists)
+        async with served(server.answer) as api:
+            await test(Lists(api))
 
     asyncio.run(main())
 

@@ -1,21 +1,18 @@
 """A decision outlives its migration for as long as an agent may have to ask for it, and no longer."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any
 
 import pytest
 from aiohttp import web
-from kubernetes.aio import client
 
+from fakes.api_server import served
 from vfio_api.names import FINALIZER
 from vfio_api.types import AgentHello, Goal, MigrationKey, Role, SessionReport
 from vfio_operator.channel import Agents
 from vfio_operator.history import History
 from vfio_operator.kept import Kept
-from vfio_operator.kube import OperatorApi
 from vfio_operator.metrics import OperatorMetrics
 
 KEY = MigrationKey("uid-1", "team", "move")
@@ -57,21 +54,6 @@ class Server:
         return web.json_response(found or {}, status=HTTPStatus.OK if found else HTTPStatus.NOT_FOUND)
 
 
-@contextlib.asynccontextmanager
-async def served(server: Server) -> AsyncIterator[OperatorApi]:
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", server.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    settings: Any = client.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
-    try:
-        async with client.ApiClient(settings) as made:
-            yield OperatorApi(made, "vfio-migration", "operator-0")
-    finally:
-        await runner.cleanup()
-
-
 def session(role: Role, reached: Goal = Goal.LOADED) -> SessionReport:
     return SessionReport(KEY.uid, role, 1, 1, reached=reached)
 
@@ -85,7 +67,7 @@ def let_go(
         known = Agents(lambda _uid: None, OperatorMetrics("test"), History())
         for node, sessions in agents.items():
             known.add(node, "", AgentHello(1, "0", "boot", node, "127.0.0.1:1", 0, sessions))
-        async with served(server) as api:
+        async with served(server.answer) as api:
             kept = Kept(api, known, lambda _uid: active)
             kept.keep(MigrationKey("broken", "team", "broken"))  # it keeps nobody else from being looked at
             if told:

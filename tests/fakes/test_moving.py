@@ -1,24 +1,22 @@
 """The two pods of a move, against an API server with a memory: what others do to them meanwhile is not lost."""
 
 import asyncio
-import contextlib
 import copy
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
-from kubernetes.aio import client
 
+from fakes.api_server import served
 from vfio_api.errors import Reason
 from vfio_api.names import HERITAGE_ANNOTATION, MIGRATION_LABEL
 from vfio_api.types import MigrationKey, PauseMethod
 from vfio_operator.actions import KeepPod, StartTargetPod, SwitchPods
 from vfio_operator.conditions import pod_kept, pods_failure
 from vfio_operator.counterpart import counterpart
-from vfio_operator.kube import OperatorApi
 from vfio_operator.kube_pods import KubePods
 from vfio_operator.moving import Mover
 from vfio_operator.observed import Observed, Pair, Pausing, Shorthand, Wish
@@ -78,25 +76,10 @@ def merge(into: Json, patch: Json) -> None:
             into[name] = value
 
 
-@contextlib.asynccontextmanager
-async def mover(pods: Pods) -> AsyncIterator[Mover]:
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", pods.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    settings: Any = client.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
-    try:
-        async with client.ApiClient(settings) as made:
-            yield Mover(KubePods(OperatorApi(made, "vfio-migration", "operator-0")), KEY)
-    finally:
-        await runner.cleanup()
-
-
 def play(pods: Pods, scene: Callable[[Mover], Awaitable[None]]) -> None:
     async def run() -> None:
-        async with mover(pods) as made:
-            await scene(made)
+        async with served(pods.answer) as api:
+            await scene(Mover(KubePods(api), KEY))
 
     asyncio.run(run())
 

@@ -39,7 +39,7 @@ from vfio_agent.podstate import POD
 from vfio_agent.sender import Sender
 from vfio_api.device import DeviceState as S
 from vfio_api.errors import Reason
-from vfio_api.types import Goal, SessionSpec
+from vfio_api.types import Goal, Outcome, Role, SessionSpec
 
 
 @pytest.fixture
@@ -242,20 +242,27 @@ def test_before_the_switchover_a_pod_is_not_disturbed(
     play(nodes, scene)
 
 
+async def decided_and_not_resumed(
+    operator: Operator, pair: tuple[PodServer, PodServer], role: Role, decision: Outcome
+) -> None:
+    """The pod of that side refuses the first time that it is to run."""
+    pair[role is TARGET].steps[hooks.RESUME] = in_turn(answer("500 Not now"), answer())
+    move(operator, *(hooked(pod.hook()) for pod in pair))
+    await operator.until_voted()
+    operator.decision = decision
+    report = await operator.tell(role, Goal.RUNNING)
+    assert failure_of(report).reason is Reason.RESUME_FAILED
+    assert report.reached is not Goal.RUNNING
+
+
 def test_a_pod_that_is_paused_and_does_not_resume_is_no_way_back(
     nodes: tuple[Node, Node], pair: tuple[PodServer, PodServer]
 ) -> None:
     """Its devices run, it does not: that is said until it does."""
-    source, target = pair
-    source.steps[hooks.RESUME] = in_turn(answer("500 Not now"), answer())
+    source, _ = pair
 
     async def scene(operator: Operator) -> None:
-        move(operator, hooked(source.hook()), hooked(target.hook()))
-        await operator.until_voted()
-        operator.decision = ABORT
-        report = await operator.tell(SOURCE, Goal.RUNNING)
-        assert failure_of(report).reason is Reason.RESUME_FAILED
-        assert report.reached is not Goal.RUNNING
+        await decided_and_not_resumed(operator, pair, SOURCE, ABORT)
         assert operator.source.states() == [S.RUNNING] * COUNT
         await undo(operator)
         assert source.done == [hooks.PAUSE, hooks.SAVE, hooks.RESUME, hooks.RESUME]
@@ -266,16 +273,10 @@ def test_a_pod_that_is_paused_and_does_not_resume_is_no_way_back(
 def test_a_counterpart_that_does_not_resume_is_told_again(
     nodes: tuple[Node, Node], pair: tuple[PodServer, PodServer]
 ) -> None:
-    source, target = pair
-    target.steps[hooks.RESUME] = in_turn(answer("500 Not now"), answer())
+    source, _ = pair
 
     async def scene(operator: Operator) -> None:
-        move(operator, hooked(source.hook()), hooked(target.hook()))
-        await operator.until_voted()
-        operator.decision = COMMIT
-        report = await operator.tell(TARGET, Goal.RUNNING)
-        assert failure_of(report).reason is Reason.RESUME_FAILED
-        assert report.reached is not Goal.RUNNING
+        await decided_and_not_resumed(operator, pair, TARGET, COMMIT)
         await commit(operator)
         assert (await operator.tell(SOURCE, Goal.RELEASED)).failure is None
         assert hooks.RESUME not in source.done
@@ -287,14 +288,10 @@ def test_an_agent_that_ends_before_its_counterpart_resumed_is_told_again(
     nodes: tuple[Node, Node], pair: tuple[PodServer, PodServer]
 ) -> None:
     """Its devices run, which is written down; that the pod does not is known by nobody."""
-    source, target = pair
-    target.steps[hooks.RESUME] = in_turn(answer("500 Not now"), answer())
+    _, target = pair
 
     async def scene(operator: Operator) -> None:
-        move(operator, hooked(source.hook()), hooked(target.hook()))
-        await operator.until_voted()
-        operator.decision = COMMIT
-        assert failure_of(await operator.tell(TARGET, Goal.RUNNING)).reason is Reason.RESUME_FAILED
+        await decided_and_not_resumed(operator, pair, TARGET, COMMIT)
         agent = await replaced(operator, TARGET)
         assert agent.reports[TARGET].reached is Goal.RUNNING_P2P
         begun = len(agent.node.arcs())
